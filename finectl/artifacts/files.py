@@ -1,0 +1,127 @@
+"""Durable writes, digests and safe paths: the few file operations on which every promise of the store rests."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from finectl.errors import InputError, ResourceError
+
+CHUNK_BYTES = 1 << 20
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Put `content` under `path` so that a reader sees the old file or the whole new one, also after a power cut."""
+    with staged(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+class staged:  # noqa: N801 - a context manager that reads like a function
+    """Give a temporary name beside `path`; on a clean exit sync it and rename it to `path`, otherwise remove it.
+
+    Raises:
+        ResourceError: the disk is full; the file that was under `path` before is untouched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                sync(self.temporary)
+                os.replace(self.temporary, self.path)
+                sync(self.path.parent)
+                return
+        except OSError as late:
+            error = late
+            if not is_disk_full(late):
+                raise
+        finally:
+            self.temporary.unlink(missing_ok=True)
+        if error is not None and is_disk_full(error):
+            raise disk_full(self.path) from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an exception, also one raised by the safetensors library as plain text, means a full disk."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
+        return True
+    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
+
+
+def disk_full(path: Path) -> ResourceError:
+    """Return the error that says which file system is full and how much is left on it."""
+    try:
+        left = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there"
+    except OSError:
+        left = "its file system cannot be read"
+    return ResourceError(
+        f"no space left on the disk while writing {path} ({left})",
+        expected="room for the file; what was saved before is intact",
+        fix="free some space, then run the same command again: it goes on from the last saved state",
+    )
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def path_inside(root: Path, relative: str) -> Path:
+    """Return `root / relative` for a path that a manifest names, refusing every way out of `root`.
+
+    Raises:
+        InputError: the path is absolute, has a `..` part, or leads out of `root` through a link.
+    """
+    pure = PurePosixPath(relative)
+    if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative:
+        raise InputError(
+            f"the manifest of {root} names the path {relative!r}, which leads out of the artifact",
+            expected="relative paths without '..'",
+            fix=f"do not use this artifact; see who wrote it: finectl show {root}",
+        )
+    path = root / pure
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"{path} is a link that leads out of the artifact", expected="files inside the artifact's directory"
+        )
+    return path
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it; nothing happens when it is not there."""
+    shutil.rmtree(path, ignore_errors=False) if path.exists() else None

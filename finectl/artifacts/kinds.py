@@ -1,0 +1,25 @@
+"""The kinds of artifact: a new kind is one line here.
+
+This table is read by help, completions and error messages, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an artifact of this kind is, and the command that makes one when it is missing."""
+
+    help: str
+    made_by: str
+
+
+KINDS: dict[str, Kind] = {
+    "condensed": Kind("a model pre-trained with factors shared by all its layers", "finectl condense"),
+    "learngene": Kind("the size-free factors of a condensed model", "finectl extract"),
+    "model": Kind("a dense diffusion model", "finectl init --depth 4"),
+    "samples": Kind("generated images", "finectl sample"),
+    "evaluation": Kind("measurements of one or several models", "finectl evaluate"),
+}

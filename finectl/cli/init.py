@@ -1,0 +1,29 @@
+"""`finectl init`: its options."""
+
+from __future__ import annotations
+
+from finectl.cli import options as opt
+from finectl.cli.command import stage_command
+
+
+@stage_command("finectl.stages.init")
+def init(
+    input: opt.Input = None,
+    method: opt.Method = "fine",
+    depth: opt.Depth = None,
+    model: opt.ModelOrNone = None,
+    sigma: opt.Sigma = "interpolated",
+    tune_steps: opt.TuneSteps = None,
+    tune_samples: opt.TuneSamples = None,
+    tune_lr: opt.TuneLr = 1e-2,
+    tune_biases: opt.TuneBiases = True,
+    batch_size: opt.BatchSize = None,
+    data: opt.Data = None,
+    image_size: opt.ImageSize = None,
+    seed: opt.Seed = 0,
+) -> None:
+    """Initialise a dense model of any depth.
+
+    --method fine builds it from a learngene and tunes sigma briefly on a part of the target data; --method he is DiT's
+    own initialisation, the control, with INPUT's shapes or those of --model.
+    """

@@ -1,0 +1,151 @@
+"""The entry point: a lazy command table, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import Exit, TyperException
+
+import finectl
+from finectl.cli.commands import COMMANDS
+from finectl.console import Console
+from finectl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, FinectlError, UsageError
+from finectl.registry import nearest
+
+DEBUG_VARIABLE = "FINECTL_DEBUG"
+
+
+class LazyGroup(TyperGroup):
+    """A group that imports a subcommand's module when that subcommand is called, and for nothing else."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the subcommands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        """Import one subcommand.
+
+        Raises:
+            UsageError: there is no such command; the message names the nearest one.
+        """
+        if cmd_name not in COMMANDS:
+            raise UsageError(
+                f"there is no command {cmd_name!r}{nearest(cmd_name, COMMANDS)}",
+                expected=f"one of: {', '.join(COMMANDS)}",
+                fix="finectl --help",
+            )
+        return build_command(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the subcommands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+def build_command(name: str) -> Any:
+    """Return the parsed command object of one subcommand."""
+    single = typer.Typer(rich_markup_mode=None, add_completion=False)
+    single.command(name, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})(
+        COMMANDS.load(name)
+    )
+    return typer.main.get_command(single)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"finectl {finectl.__version__}\n")
+        raise typer.Exit
+
+
+def build_app() -> Any:
+    """Return the whole application; subcommands are imported when they are called."""
+    app = typer.Typer(
+        cls=LazyGroup,
+        rich_markup_mode=None,
+        add_completion=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        help="Initialise, adapt and merge diffusion models of any size.\n\n"
+        "Every stage reads and writes artifact directories and prints the path of the one it made, so stages chain:\n\n"
+        "finectl condense | finectl extract - | finectl init - --depth 4 | finectl train - | finectl evaluate -",
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(
+            False, "--version", help="Print the version.", callback=_version, is_eager=True
+        ),
+    ) -> None:
+        pass
+
+    return typer.main.get_command(app)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run finectl and return its exit code.
+
+    Args:
+        argv: The arguments after the program's name; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console()
+    try:
+        return _flushed(_invoke(arguments))
+    except FinectlError as error:
+        console.error(error)
+        _trace_if_wanted(arguments)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps the interpreter's last flush silent
+        return EXIT_OK
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever comes out here is a bug, and is said to be one
+        reason = " ".join(str(error).split())
+        console.error(
+            FinectlError(
+                f"this is a bug in finectl: {type(error).__name__}: {reason}",
+                fix=f"run it again with -v and report what it prints: finectl {' '.join(arguments)} -v",
+            )
+        )
+        _trace_if_wanted(arguments)
+        return EXIT_BUG
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Parse and run; turn the parser's own errors into usage errors."""
+    try:
+        code = build_app()(args=arguments, prog_name="finectl", standalone_mode=False)
+    except Exit as leave:
+        return leave.exit_code
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            Console().line(error.format_message())
+            return UsageError.exit_code
+        where = context.command_path if context else "finectl"
+        raise UsageError(error.format_message().rstrip("."), fix=f"{where} --help") from error
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _flushed(code: int) -> int:
+    """Flush stdout here, where a closed pipe is still caught."""
+    sys.stdout.flush()
+    return code
+
+
+def _trace_if_wanted(arguments: Sequence[str]) -> None:
+    if os.environ.get(DEBUG_VARIABLE) or {"-v", "--verbose"} & set(arguments):
+        traceback.print_exc()
+
+
+def entry_point() -> None:
+    """Run finectl as the `finectl` script does."""
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The option table: every option of every stage, once, with one name and one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def _use_recipe(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Make the recipe's values the defaults of the options that the command line leaves out."""
+    if path is not None and not ctx.resilient_parsing:
+        from finectl.cli.recipe import load_recipe
+
+        known = [parameter.name for parameter in ctx.command.params if parameter.name]
+        ctx.default_map = load_recipe(path, ctx.info_name or "", known)
+    return path
+
+
+# What is read
+Input = Annotated[
+    str | None,
+    typer.Argument(metavar="[INPUT]", help="A path, kind/name, 'latest', or '-' for stdin. [default: the newest]"),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[INPUT]...", help="Paths, kind/name, 'latest', or '-' for stdin. [default: the newest model]"
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="NAME", help="digits, photos or folder:PATH. [default: INPUT's, else digits]"),
+]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="Side of the images, pixels. [default: that of the data]")
+]
+Weights = Annotated[
+    Literal["ema", "raw"], typer.Option("--weights", help="Which of INPUT's weights; raw where there is no EMA.")
+]
+
+# What is built
+Model = Annotated[str, typer.Option("--model", metavar="PRESET", help="dit-nano, dit-s, dit-b, dit-l, dit-xl [/2 /4 /8].")]
+ModelOrNone = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PRESET", help="Build this preset instead of INPUT's shapes (--method he only)."),
+]
+Depth = Annotated[int | None, typer.Option("--depth", min=1, help="Number of layers. [default: the preset's]")]
+Factorize = Annotated[
+    str, typer.Option("--factorize", metavar="TYPES", help="Matrix types that share factors, separated by commas.")
+]
+Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Columns of U and V. [default: the width]")]
+Overcomplete = Annotated[
+    bool, typer.Option("--overcomplete", help="Allow a rank above what the width gives room for.")
+]
+SigmaSharing = Annotated[
+    int, typer.Option("--sigma-sharing", min=1, help="Entries of sigma that share one value.")
+]
+LearnSigma = Annotated[
+    bool, typer.Option("--learn-sigma/--no-learn-sigma", help="Predict the variance too, with its bound in the loss.")
+]
+FrequencyDivisor = Annotated[
+    int,
+    typer.Option(
+        "--frequency-divisor", min=1, help="Divisor of the time frequencies: 128 as DiT's authors, 127 as diffusers."
+    ),
+]
+Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Initialisation method: fine or he.")]
+Sigma = Annotated[
+    Literal["interpolated", "identical", "random"], typer.Option("--sigma", help="Where sigma starts from.")
+]
+TuneSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--tune-steps", min=0, help="Updates of sigma before W is written out. [default: 100 bundled data, else 300]"
+    ),
+]
+TuneSamples = Annotated[
+    int | None, typer.Option("--tune-samples", min=1, help="Images tuned on, a fixed part. [default: 5 %, at least 256]")
+]
+TuneLr = Annotated[float, typer.Option("--tune-lr", min=0.0, help="Learning rate of sigma, cosine to 0.")]
+TuneBiases = Annotated[bool, typer.Option("--tune-biases/--no-tune-biases", help="Tune the biases with sigma.")]
+Depths = Annotated[
+    str, typer.Option("--depths", metavar="LIST", help="Depths of the family whose storage is compared.")
+]
+
+# How it is trained
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Optimiser updates. [default: small on bundled data, else the paper's]"),
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Images a step. [default: 128 bundled data, else the paper's]")
+]
+ComputeBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at a time.")]
+Lr = Annotated[
+    float | None, typer.Option("--lr", min=0.0, help="Learning rate of AdamW. [default: 1e-3 bundled data, else 1e-4]")
+]
+LrSchedule = Annotated[Literal["constant", "cosine"], typer.Option("--lr-schedule", help="Course of the learning rate.")]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="Decoupled weight decay.")]
+Ema = Annotated[
+    float | None,
+    typer.Option("--ema", min=0.0, max=1.0, help="Decay of the EMA. [default: 0.99 bundled data, else 0.9999]"),
+]
+EvalEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--eval-every", min=0, help="Held-out loss every so many updates; 0 never. [default: a tenth of --steps]"
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
+
+# How it samples and measures
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Images to generate.")]
+Scheduler = Annotated[str, typer.Option("--scheduler", metavar="NAME", help="ddpm, ddim, pndm or dpm-solver++.")]
+SamplingSteps = Annotated[int, typer.Option("--sampling-steps", min=1, help="Steps of the reverse process.")]
+Guidance = Annotated[float, typer.Option("--guidance", min=0.0, help="Classifier-free guidance scale; 1 is none.")]
+Labels = Annotated[
+    str | None, typer.Option("--labels", metavar="LIST", help="Classes to generate. [default: all, in turn]")
+]
+Metrics = Annotated[str, typer.Option("--metrics", metavar="LIST", help="loss, frechet, accuracy.")]
+Draws = Annotated[int, typer.Option("--draws", min=1, help="Noise draws an image in the held-out loss.")]
+FailIf = Annotated[
+    str | None, typer.Option("--fail-if", metavar="TEST", help="Exit with 5 when it holds, such as 'loss>0.1'.")
+]
+
+# How it runs
+Recipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", callback=_use_recipe, is_eager=True, help="YAML with other defaults."),
+]
+Workspace = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace", metavar="DIR", help="Where artifacts lie. [default: $FINECTL_WORKSPACE, else ./artifacts]"
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Make the artifact there; new or empty.")]
+Force = Annotated[bool, typer.Option("--force", help="Make it anew even if it is there.")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with unfinished work, or drop it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and leave.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the path.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes, tables and progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a traceback with an error.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"], typer.Option("--dtype", help="Arithmetic of the matrix products (autocast).")
+]
+SaveEvery = Annotated[
+    int, typer.Option("--save-every", min=0, help="Save the resume state every so many updates; 0: once a minute.")
+]

@@ -1,0 +1,80 @@
+"""Recipes: YAML files that give a stage's options other defaults. An artifact's manifest is one, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finectl.errors import InputError, UsageError
+from finectl.registry import nearest
+
+NOT_IN_RECIPES = ("recipe", "dry_run", "out", "ctx", "help")
+
+
+def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
+    """Return option name to value for one stage.
+
+    Args:
+        path: A YAML file with one section a stage, or the manifest.yaml of an artifact of this stage.
+        stage: The subcommand.
+        known: The names of its parameters.
+
+    Raises:
+        InputError: the file is missing or is not plain YAML.
+        UsageError: it has no section for this stage, or a key that is no option; the message names the nearest one.
+    """
+    from finectl.artifacts.manifest import NAME, read_yaml
+
+    if path.is_dir():
+        path = path / NAME
+    if not path.is_file():
+        raise InputError(f"there is no recipe {path}", expected="a YAML file or an artifact's manifest.yaml")
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"the recipe {path} is not a table", expected="one section a stage, such as 'train:'")
+    if "schema" in content:
+        return _from_manifest(path, stage, known)
+    if stage not in content:
+        raise UsageError(
+            f"the recipe {path} has no section {stage!r}{nearest(stage, list(map(str, content)))}",
+            expected=f"one of its sections: {', '.join(map(str, content))}",
+        )
+    section = content[stage] or {}
+    if not isinstance(section, dict):
+        raise UsageError(f"the section {stage!r} of {path} is not a table", expected="option: value")
+    return _checked(path, stage, section, known)
+
+
+def _from_manifest(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
+    """Return the options with which an artifact was made, and its parents as INPUT."""
+    from finectl.artifacts.manifest import read_manifest
+
+    manifest = read_manifest(path.parent)
+    if manifest.stage != stage:
+        raise UsageError(
+            f"{path} was made by '{manifest.stage}', not by '{stage}'",
+            fix=f"finectl {manifest.stage} --recipe {path}",
+        )
+    values = _checked(path, stage, {k: v for k, v in manifest.config.items() if v is not None}, known)
+    parents = [str((path.parent / parent.path).resolve()) for parent in manifest.parents]
+    if parents and "inputs" in known:
+        values["inputs"] = parents
+    elif parents and "input" in known:
+        values["input"] = parents[0]
+    return values
+
+
+def _checked(path: Path, stage: str, section: dict[Any, Any], known: Sequence[str]) -> dict[str, Any]:
+    """Return the section with option names as parameter names; a list becomes the comma form of the command line."""
+    allowed = [name for name in known if name not in NOT_IN_RECIPES]
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        name = str(key).replace("-", "_")
+        if name not in allowed:
+            raise UsageError(
+                f"the recipe {path} sets {key!r}, which is no option of 'finectl {stage}'{nearest(name, allowed)}",
+                fix=f"finectl {stage} --help",
+            )
+        values[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+    return values

@@ -1,0 +1,24 @@
+"""`finectl sample`: its options."""
+
+from __future__ import annotations
+
+from finectl.cli import options as opt
+from finectl.cli.command import stage_command
+
+
+@stage_command("finectl.stages.sample")
+def sample(
+    input: opt.Input = None,
+    weights: opt.Weights = "ema",
+    samples: opt.Samples = 64,
+    labels: opt.Labels = None,
+    scheduler: opt.Scheduler = "ddim",
+    sampling_steps: opt.SamplingSteps = 50,
+    guidance: opt.Guidance = 1.0,
+    batch_size: opt.ComputeBatchSize = 64,
+    seed: opt.Seed = 0,
+) -> None:
+    """Generate images with a model: PNG files and a grid.
+
+    Image k depends on --seed and k alone, whatever the batch size.
+    """

@@ -1,0 +1,171 @@
+"""Everything that people read: notes, tables, errors and progress, all of it on stderr.
+
+stdout belongs to the artifact's path. Rich is imported when a terminal is there to use it, never before.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from finectl.errors import FinectlError
+
+PLAIN_INTERVAL_S = 30.0
+
+
+class Console:
+    """Writes for people.
+
+    Args:
+        quiet: Leave out notes, tables and progress; errors are still printed.
+        stream: Where to write; stderr by default.
+    """
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.quiet = quiet
+        self.stream = stream or sys.stderr
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a capable terminal reads what is written (`TERM=dumb` is not one)."""
+        return self.stream.isatty() and os.environ.get("TERM") != "dumb"
+
+    def line(self, text: str) -> None:
+        """Write one line unless quiet."""
+        if not self.quiet:
+            self.stream.write(f"{text}\n")
+            self.stream.flush()
+
+    def note(self, text: str) -> None:
+        """Write one line that says what finectl decided by itself."""
+        self.line(f"finectl: {text}")
+
+    def fields(self, event: str, **values: Any) -> None:
+        """Write one `key=value` line, the form that logs of clusters are searched by."""
+        self.line(" ".join(["finectl", f"event={event}", *(f"{key}={_plain(value)}" for key, value in values.items())]))
+
+    def error(self, error: FinectlError) -> None:
+        """Write the one block that every error is printed as."""
+        lines = [f"error: {error.what}"]
+        if error.expected:
+            lines.append(f"  expected: {error.expected}")
+        if error.fix:
+            lines.append(f"  try:      {error.fix}")
+        self.stream.write("\n".join(lines) + "\n")
+        self.stream.flush()
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write a table: drawn by rich on a terminal, aligned plain text elsewhere. The first column is text."""
+        if self.quiet:
+            return
+        if not self.is_terminal:
+            self.line(f"{title}\n{format_table(columns, rows)}")
+            return
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+
+        drawn = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            drawn.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            drawn.add_row(*row)
+        RichConsole(file=self.stream).print(drawn)
+
+    def progress(self, stage: str, total: int, unit: str = "step", done: int = 0) -> Progress:
+        """Return the progress of `total` units of work, `done` of which an earlier run did already."""
+        return Progress(self, stage, total, unit, done)
+
+
+class Progress:
+    """A bar with ETA, loss and samples/s on a terminal; elsewhere a line at the start, every 30 s and at the end."""
+
+    def __init__(self, console: Console, stage: str, total: int, unit: str, done: int) -> None:
+        self.console = console
+        self.stage = stage
+        self.total = total
+        self.unit = unit
+        self.done = self.started_at = done
+        self._start_s = self._last_line_s = time.monotonic()
+        self._values: dict[str, Any] = {}
+        self._samples = 0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if self.console.quiet:
+            return self
+        if self.console.is_terminal:
+            self._open_bar()
+        else:
+            self.console.fields("start", stage=self.stage, **{self.unit: self.done, f"{self.unit}s": self.total})
+        return self
+
+    def _open_bar(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+            console=RichConsole(file=self.console.stream),
+            refresh_per_second=4,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(self.stage, total=self.total, completed=self.done, shown="")
+
+    def advance(self, units: int = 1, samples: int = 0, **values: Any) -> None:
+        """Count work done; `values` (a loss, say) are shown beside it."""
+        self.done += units
+        self._samples += samples
+        self._values.update(values)
+        if self.console.quiet:
+            return
+        if self._bar is not None:
+            shown = " ".join(f"{key} {_plain(value)}" for key, value in self._measured().items())
+            self._bar.update(self._task, completed=self.done, shown=shown)
+        elif time.monotonic() - self._last_line_s >= PLAIN_INTERVAL_S:
+            self._last_line_s = time.monotonic()
+            self._write("progress", eta_s=self._eta_s())
+
+    def _measured(self) -> dict[str, Any]:
+        elapsed_s = max(time.monotonic() - self._start_s, 1e-9)
+        rate = {"samples_per_s": round(self._samples / elapsed_s, 1)} if self._samples else {}
+        return {**self._values, **rate}
+
+    def _eta_s(self) -> int:
+        elapsed_s = time.monotonic() - self._start_s
+        return round(elapsed_s / max(self.done - self.started_at, 1) * (self.total - self.done))
+
+    def _write(self, event: str, **more: Any) -> None:
+        counts = {self.unit: self.done, f"{self.unit}s": self.total}
+        self.console.fields(event, stage=self.stage, **counts, **self._measured(), **more)
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif not self.console.quiet:
+            event = "end" if kind is None else "stopped"
+            self._write(event, seconds=round(time.monotonic() - self._start_s, 1))
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as a Markdown table whose columns are aligned, readable as plain text too."""
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+    return "\n".join([line(columns), rule, *(line(row) for row in rows)])
+
+
+def _plain(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f'"{text}"' if " " in text else text

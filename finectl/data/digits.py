@@ -1,0 +1,86 @@
+"""`--data digits`: the 1,797 handwritten 8x8 digits in scikit-learn's wheel.
+
+Reference: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
+(the test part, as scikit-learn ships it: 64 pixels of 0..16 and a label a line).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finectl.data.sources import DataInfo, heldout_size, package_folder, read_packaged
+from finectl.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+COUNT = 1797
+IMAGE_SIZE = 8
+LARGEST_VALUE = 16
+INSTALL = "pip install --upgrade scikit-learn"
+CLASS_NAMES = tuple("0123456789")
+
+
+def data_file() -> Path:
+    """Return the path of the digits in scikit-learn's folder, without importing scikit-learn."""
+    return package_folder("sklearn", "scikit-learn", INSTALL) / "datasets" / "data" / "digits.csv.gz"
+
+
+def describe(argument: str, image_size: int | None, resize_filter: str) -> DataInfo:
+    """Describe the digits; they are never resized.
+
+    Raises:
+        UsageError: an image size other than 8 pixels was asked for.
+        InputError: scikit-learn is not installed.
+    """
+    if image_size not in (None, IMAGE_SIZE):
+        raise UsageError(
+            f"--data digits has images of {IMAGE_SIZE}x{IMAGE_SIZE} pixels, {image_size} was asked for",
+            expected=f"--image-size {IMAGE_SIZE}, or another data set",
+        )
+    heldout = heldout_size(COUNT)
+    return DataInfo(
+        name="digits",
+        fingerprint=hashlib.sha256(read_packaged(data_file(), "scikit-learn", INSTALL)).hexdigest(),
+        count=COUNT,
+        train_count=COUNT - heldout,
+        heldout_count=heldout,
+        image_size=IMAGE_SIZE,
+        channels=1,
+        num_classes=len(CLASS_NAMES),
+        class_names=CLASS_NAMES,
+        bundled=True,
+    )
+
+
+def load_images(argument: str, info: DataInfo, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Load digits.
+
+    Args:
+        argument: Unused.
+        info: What `describe` returned.
+        indices: Which of the 1,797 digits, in the order wanted.
+
+    Returns:
+        Images float32 (N, 1, 8, 8) in [-1, 1], labels int64 (N,) of 0..9.
+
+    Raises:
+        InputError: the file does not hold the 1,797 digits.
+    """
+    import torch
+
+    lines = gzip.decompress(read_packaged(data_file(), "scikit-learn", INSTALL)).decode().split()
+    rows = [[int(float(value)) for value in line.split(",")] for line in lines]
+    width = IMAGE_SIZE**2 + 1
+    if len(rows) != COUNT or any(len(row) != width for row in rows):
+        raise InputError(
+            f"{data_file()} holds {len(rows)} lines",
+            expected=f"{COUNT} lines of {width} numbers, as scikit-learn ships",
+        )
+    table = torch.tensor(rows, dtype=torch.int64)[torch.as_tensor(indices, dtype=torch.int64)]
+    images = table[:, :-1].to(torch.float32).reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)  # (N, 1, 8, 8)
+    return images * (2.0 / LARGEST_VALUE) - 1.0, table[:, -1].clone()

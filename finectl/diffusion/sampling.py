@@ -1,0 +1,110 @@
+"""The reverse process with diffusers' schedulers and classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finectl.diffusion.losses import Denoiser
+from finectl.diffusion.random import generator_for
+from finectl.diffusion.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
+from finectl.diffusion.schedulers import SCHEDULERS
+
+
+def make_scheduler(name: str, sampling_steps: int, learned_sigma: bool) -> Any:
+    """Return a diffusers scheduler for the schedule that finectl trains with.
+
+    Args:
+        name: A key of `SCHEDULERS`.
+        sampling_steps: Steps of the reverse process, 1..1000.
+        learned_sigma: Whether the model predicts the variance; only DDPM uses it.
+
+    Raises:
+        UsageError: there is no such scheduler.
+    """
+    options: dict[str, Any] = {
+        "num_train_timesteps": TRAIN_TIMESTEPS,
+        "beta_start": BETA_START,
+        "beta_end": BETA_END,
+        "beta_schedule": "linear",
+    }
+    if name == "ddpm":
+        options["variance_type"] = "learned_range" if learned_sigma else "fixed_small"
+    if name == "ddim":
+        options.update(set_alpha_to_one=True, clip_sample=True)
+    if name == "pndm":
+        options["skip_prk_steps"] = True
+    scheduler = SCHEDULERS.load(name)(**options)
+    scheduler.set_timesteps(sampling_steps)
+    return scheduler
+
+
+@torch.no_grad()
+def sample_images(
+    model: Denoiser,
+    shape: tuple[int, int, int],
+    labels: Sequence[int],
+    *,
+    null_label: int,
+    scheduler: str,
+    sampling_steps: int,
+    guidance: float,
+    seed: int,
+    first: int = 0,
+    learned_sigma: bool = False,
+    device: str | torch.device = "cpu",
+    after_step: Callable[[], None] | None = None,
+) -> Tensor:
+    """Generate one batch of images.
+
+    Image k of a run is drawn from generators seeded by (seed, k), so it does not depend on how the run is cut into
+    batches.
+
+    Args:
+        model: (x_t, t, y) to the predicted noise, (B, C, H, W) or (B, 2C, H, W) with the variance.
+        shape: (C, H, W).
+        labels: The class of each image.
+        null_label: The label that stands for no class.
+        scheduler: A key of `SCHEDULERS`.
+        sampling_steps: Steps of the reverse process.
+        guidance: Scale w of classifier-free guidance; 1 is none.
+        seed: Seed of the run.
+        first: Number k of the batch's first image.
+        learned_sigma: Whether the model predicts the variance.
+        device: Where to compute.
+        after_step: Called after each step.
+
+    Returns:
+        (B, C, H, W), float32, clamped to [-1, 1].
+
+    Reference: Ho and Salimans, arXiv 2207.12598, Eq. 6, with 1 + w there being `guidance` here.
+    """
+    stepper = make_scheduler(scheduler, sampling_steps, learned_sigma)
+    generators = [generator_for("sample", seed, first + index) for index in range(len(labels))]
+    start = [torch.randn(shape, generator=generator) for generator in generators]
+    x = torch.stack(start).to(device) * stepper.init_noise_sigma  # (B, C, H, W)
+    y = torch.tensor(list(labels), dtype=torch.int64, device=device)
+    keywords = {"generator": generators} if scheduler == "ddpm" else {}
+    for t in stepper.timesteps:
+        output = _guided(model, stepper.scale_model_input(x, t), int(t), y, null_label, guidance)
+        if learned_sigma and scheduler != "ddpm":
+            output = output[:, : shape[0]]
+        x = stepper.step(output, t, x, **keywords).prev_sample
+        if after_step is not None:
+            after_step()
+    return x.float().clamp(-1, 1)
+
+
+def _guided(model: Denoiser, x: Tensor, t: int, y: Tensor, null_label: int, guidance: float) -> Tensor:
+    """Return the model's output, its noise prediction moved away from the unconditional one by the guidance scale."""
+    times = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
+    if guidance == 1.0:
+        return model(x, times, y).float()
+    both = model(x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([y, torch.full_like(y, null_label)])).float()
+    conditional, unconditional = both.chunk(2)
+    channels = x.shape[1]
+    noise = unconditional[:, :channels] + guidance * (conditional[:, :channels] - unconditional[:, :channels])
+    return torch.cat([noise, conditional[:, channels:]], dim=1)

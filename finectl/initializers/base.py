@@ -1,0 +1,50 @@
+"""What an initialisation method is given and what it gives back: a method is one file with `initialize`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from finectl.artifacts.job import Job
+from finectl.artifacts.store import Artifact
+from finectl.data.sources import DataInfo
+from finectl.models.presets import DiTConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """One model to initialise.
+
+    Args:
+        target: Its dense architecture.
+        data: The data set of the target task.
+        same_labels: Whether the source was trained on the same classes, so that its label table means the same.
+        source: What the method starts from; None for a method that starts from nothing.
+        job: The run: its options, its state and its signals.
+    """
+
+    target: DiTConfig
+    data: DataInfo
+    same_labels: bool
+    source: Artifact | None
+    job: Job[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Initialized:
+    """An initialised model.
+
+    Args:
+        state: The dense model's state.
+        transferred: Parameters of the blocks that came from the source.
+        transferred_embedders: Parameters of embedders and final layer that came from the source.
+        cost: Optimiser updates, samples and seconds spent on it.
+    """
+
+    state: Mapping[str, Tensor]
+    transferred: int = 0
+    transferred_embedders: int = 0
+    cost: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,138 @@
+"""FINE, phase 2: a dense model of any depth from a learngene.
+
+U and V are frozen; each layer of the target gets a sigma, which starts from the ancestor's curve over depth and is
+tuned for a few hundred updates on a small, fixed part of the target data. Then W = U diag(sigma) V^T is written out.
+
+Reference: FINE, arXiv 2409.19289, section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from finectl.artifacts.store import Artifact
+from finectl.data.dataset import load
+from finectl.diffusion.random import generator_for
+from finectl.initializers.base import Initialized, Request
+from finectl.models.dit import DiT, dense_state_dict, initialize_
+from finectl.models.learngene import Learngene, load_learngene
+from finectl.models.presets import LAYER_TYPES
+from finectl.training.loop import fit
+from finectl.training.settings import PAPER, SMALL, TrainSettings
+
+
+def initialize(request: Request) -> Initialized:
+    """Build the factorised target, place what the learngene holds, tune sigma and write the dense weights.
+
+    Raises:
+        ComputationError: the loss is not finite.
+        Interrupted: a signal came during the tuning; its state is saved.
+    """
+    config = request.job.config
+    learngene = load_learngene(cast(Artifact, request.source))
+    model_config = replace(request.target, factorized=learngene.config.factorized)
+    model = initialize_(DiT(model_config), generator_for("init", config.seed))
+    rest = transferable_rest(learngene, model, request.same_labels)
+    factors = {f"factors.{name}": value for name, value in learngene.factors.items()}
+    curves = place_curves(learngene, request.target.depth, config.sigma)
+    model.load_state_dict({**model.state_dict(), **factors, **rest, **curves})
+    cost: dict[str, Any] = {}
+    if config.tune_steps:
+        freeze(model, copied=rest, biases=config.tune_biases)
+        cost = tune(request, model)
+    return Initialized(
+        {name: value.cpu() for name, value in dense_state_dict(model, model_config).items()},
+        transferred=_count(factors) + (_count(learngene.curves) if curves else 0),
+        transferred_embedders=_count(rest),
+        cost=cost,
+    )
+
+
+def transferable_rest(learngene: Learngene, model: DiT, same_labels: bool) -> dict[str, Tensor]:
+    """Return the embedders and the final layer that fit the target: other channels or classes start anew."""
+    wanted = model.state_dict()
+    return {
+        name: value
+        for name, value in learngene.rest.items()
+        if value.shape == wanted[name].shape and (same_labels or not name.startswith("y_embedder."))
+    }
+
+
+def place_curves(learngene: Learngene, depth: int, sigma: str) -> dict[str, Tensor]:
+    """Return sigma and biases of every target layer, read from the ancestor's curves over depth.
+
+    Args:
+        learngene: With curves (L, n).
+        depth: Layers of the target, L'.
+        sigma: `interpolated` along depth, `identical` (the mean over depth), or `random`: nothing is read, and the
+            random start of the condensed model stays.
+    """
+    if sigma == "random":
+        return {}
+    placed = {}
+    for name, curve in learngene.curves.items():
+        what, kind = name.split(".")
+        rows = interpolate(curve, depth) if sigma == "interpolated" else curve.mean(0, keepdim=True).expand(depth, -1)
+        for index in range(depth):
+            placed[f"blocks.{index}.{LAYER_TYPES[kind]}.{what}"] = rows[index]
+    return placed
+
+
+def interpolate(curve: Tensor, depth: int) -> Tensor:
+    """Read a curve over L layers at L' places from its first to its last layer: (L, n) to (L', n).
+
+    Layer l' of the target, counted from 1, lies at 1 + (l' - 1)(L - 1) / (L' - 1); a single layer lies in the middle.
+
+    Reference: FINE, arXiv 2409.19289, the linear rule of its table 5.
+    """
+    layers = curve.shape[0]
+    places = torch.linspace(0, layers - 1, depth) if depth > 1 else torch.tensor([(layers - 1) / 2])
+    lower = places.floor().long().clamp(max=layers - 1)
+    upper = (lower + 1).clamp(max=layers - 1)
+    share = (places - lower).to(curve.dtype)[:, None]  # (L', 1)
+    return curve[lower] * (1 - share) + curve[upper] * share
+
+
+def freeze(model: DiT, copied: Mapping[str, Tensor], biases: bool) -> None:
+    """Leave trainable what phase 2 may change: sigma, by option the biases, and embedders that start anew."""
+    for name, parameter in model.named_parameters():
+        in_block = name.startswith("blocks.")
+        is_bias = in_block and name.endswith(".bias")
+        is_anew = not in_block and not name.startswith("factors.") and name not in copied
+        parameter.requires_grad_(name.endswith(".sigma") or (is_bias and biases) or is_anew)
+
+
+def tune(request: Request, model: DiT) -> dict[str, Any]:
+    """Tune what is trainable on a small, fixed part of the target data and return the cost.
+
+    Adam moves a parameter by about its learning rate an update, so sigma, of scale 1, gets a rate of its own, which
+    falls to 0; the other parts keep the usual one.
+    """
+    config = request.job.config
+    part = load(config.data, "train", config.image_size).subset(config.tune_samples, config.seed)
+    usual = (SMALL if request.data.bundled else PAPER)["lr"]
+    settings = TrainSettings(
+        steps=config.tune_steps,
+        batch_size=config.batch_size,
+        lr=usual,
+        lr_schedule="cosine",
+        weight_decay=0.0,
+        ema=0.0,
+        eval_every=0,
+        seed=config.seed,
+    )
+    named = list(model.named_parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for name, parameter in named if name.endswith(".sigma")], "lr": config.tune_lr},
+        {"params": [parameter for name, parameter in named if not name.endswith(".sigma")], "lr": usual},
+    ]
+    return fit(request.job, model, part, settings, groups=groups).cost
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())

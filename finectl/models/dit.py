@@ -1,0 +1,341 @@
+"""The Diffusion Transformer, dense or factorised: one class, different linear layers.
+
+Reference: Peebles and Xie, arXiv 2212.09748, section 3 (adaLN-Zero blocks); parameter names as in its published
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finectl.models.factorized import (
+    FactorizedLinear,
+    SharedFactors,
+    build_weight,
+    expand_sigma,
+    random_sigma,
+    unit_columns,
+)
+from finectl.models.presets import FREQUENCIES, LAYER_TYPES, DiTConfig, layer_shapes
+
+NORM_EPS = 1e-6
+MAX_PERIOD = 10_000.0
+EMBEDDING_STD = 0.02
+
+
+class _ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, so that building a model draws no random numbers."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class _ZeroConv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class _ZeroEmbedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class PatchEmbedder(nn.Module):
+    """Cut an image into patches and map each to a token: (B, C, H, W) -> (B, T, D)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.proj = _ZeroConv2d(config.channels, config.width, config.patch_size, stride=config.patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.proj(x)).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    """Map timesteps to vectors through sinusoids and two layers: (B,) -> (B, D)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.frequency_divisor = config.frequency_divisor
+        first = _ZeroLinear(FREQUENCIES, config.width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), _ZeroLinear(config.width, config.width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        waves = timestep_frequencies(t, self.frequency_divisor)  # (B, 256)
+        return cast(Tensor, self.mlp(waves.to(cast(nn.Linear, self.mlp[0]).weight.dtype)))
+
+
+class LabelEmbedder(nn.Module):
+    """Look labels up in a table whose last row is the null class: (B,) -> (B, D)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.embedding_table = _ZeroEmbedding(config.num_classes + 1, config.width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return cast(Tensor, self.embedding_table(y))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused query-key-value layer."""
+
+    def __init__(self, heads: int, qkv: nn.Module, proj: nn.Module) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = qkv
+        self.proj = proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        parts = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, heads, T, D / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width)))
+
+
+class FeedForward(nn.Module):
+    """Two layers with a tanh-approximated GELU between them."""
+
+    def __init__(self, fc1: nn.Module, fc2: nn.Module) -> None:
+        super().__init__()
+        self.fc1 = fc1
+        self.fc2 = fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    """A transformer block whose shifts, scales and gates come from the condition (adaLN-Zero).
+
+    Args:
+        config: The model's configuration.
+        layers: The block's linear layers by type, dense or factorised.
+    """
+
+    def __init__(self, config: DiTConfig, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.attn = SelfAttention(config.heads, layers["qkv"], layers["o"])
+        self.mlp = FeedForward(layers["in"], layers["out"])
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), layers["adaln"])
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        signals = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=2)  # 6 x (B, 1, D)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = signals
+        x = x + gate * self.attn(modulated_norm(x, shift, scale))  # (B, T, D)
+        return x + mlp_gate * self.mlp(modulated_norm(x, mlp_shift, mlp_scale))
+
+
+class FinalLayer(nn.Module):
+    """Map tokens to the pixels of their patches: (B, T, D) -> (B, T, p * p * out_channels)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.linear = _ZeroLinear(config.width, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), _ZeroLinear(config.width, 2 * config.width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition).unsqueeze(1).chunk(2, dim=2)  # 2 x (B, 1, D)
+        return cast(Tensor, self.linear(modulated_norm(x, shift, scale)))
+
+
+class DiT(nn.Module):
+    """A Diffusion Transformer; all parameters are zero until `initialize_` or `load_state_dict`.
+
+    Args:
+        config: Sizes, and which layer types are factorised.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.x_embedder = PatchEmbedder(config)
+        self.t_embedder = TimestepEmbedder(config)
+        self.y_embedder = LabelEmbedder(config)
+        self.pos_embed: Tensor
+        positions = position_embedding(config.width, config.image_size // config.patch_size)
+        self.register_buffer("pos_embed", positions, persistent=False)  # (T, D)
+        self.factors = _shared_factors(config)
+        self.blocks = nn.ModuleList(Block(config, self._layers()) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict the noise (or another target) in a batch of noisy images.
+
+        Args:
+            x: (B, C, H, W), float.
+            t: (B,), timesteps in 0..T-1, integer or float.
+            y: (B,), int64 labels in 0..num_classes; `num_classes` is the null class.
+
+        Returns:
+            (B, out_channels, H, W).
+        """
+        tokens = self.x_embedder(x) + self.pos_embed  # (B, T, D)
+        condition = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        return self._unpatchify(self.final_layer(tokens, condition))
+
+    def _unpatchify(self, patches: Tensor) -> Tensor:
+        p, channels = self.config.patch_size, self.config.out_channels
+        side = self.config.image_size // p
+        grid = patches.view(-1, side, side, p, p, channels)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, side * p, side * p)
+
+    def _layers(self) -> dict[str, nn.Module]:
+        """Build the linear layers of one block by type."""
+        config = self.config.factorized
+        layers: dict[str, nn.Module] = {}
+        for kind, (outputs, inputs) in layer_shapes(self.config).items():
+            if config is not None and kind in self.factors:
+                layers[kind] = FactorizedLinear(cast(SharedFactors, self.factors[kind]), config.sigma_sharing)
+            else:
+                layers[kind] = _ZeroLinear(inputs, outputs)
+        return layers
+
+
+def _shared_factors(config: DiTConfig) -> nn.ModuleDict:
+    factors = config.factorized
+    if factors is None:
+        return nn.ModuleDict()
+    shapes = layer_shapes(config)
+    return nn.ModuleDict({kind: SharedFactors(*shapes[kind], factors.rank) for kind in factors.types})
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalise each token and apply the condition's scale and shift.
+
+    Args:
+        x: (B, T, D).
+        shift: (B, 1, D).
+        scale: (B, 1, D).
+
+    Returns:
+        (B, T, D).
+    """
+    # Product and sum stay apart: a fused multiply-add would differ from published models by 4e-7 relative.
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+def timestep_frequencies(t: Tensor, divisor: int) -> Tensor:
+    """Return the sinusoidal embedding of timesteps, (B, 256) float32: 128 cosines, then 128 sines.
+
+    Args:
+        t: (B,), timesteps.
+        divisor: Frequencies are exp(-ln(1e4) i / divisor), i in 0..127.
+
+    Reference: arXiv 2212.09748, section 3.2.
+    """
+    index = torch.arange(FREQUENCIES // 2, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * index / divisor)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def position_embedding(width: int, side: int) -> Tensor:
+    """Return the fixed 2-D sine-cosine embedding of a square grid, (side^2, width) float32, row by row.
+
+    The first half of the channels encodes the column, the second the row; each half is sines, then cosines.
+    """
+    quarter = width // 4
+    omega = MAX_PERIOD ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, D / 2)
+    columns = axis.repeat(side, 1)
+    rows = axis.repeat_interleave(side, dim=0)
+    return torch.cat([columns, rows], dim=1).float()
+
+
+def drop_labels(y: Tensor, null: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Replace each label by the null class with the given probability.
+
+    Args:
+        y: (B,), int64.
+        null: The null class's index.
+        probability: In [0, 1].
+        generator: Source of the random numbers; it may be on another device than `y`.
+
+    Returns:
+        (B,), int64.
+
+    Reference: Ho and Salimans, arXiv 2207.12598, algorithm 1.
+    """
+    draws = torch.rand(y.shape, generator=generator, device=generator.device)
+    return torch.where(draws.to(y.device) < probability, null, y)
+
+
+@torch.no_grad()
+def initialize_(model: DiT, generator: torch.Generator) -> DiT:
+    """Initialise a DiT in place; every random number comes from `generator`.
+
+    Linear layers are Xavier-uniform, embeddings and the timestep MLP N(0, 0.02), biases, adaLN layers and the final
+    layer zero. Factorised types get columns of unit length in U and V and an independent random sigma in each layer.
+
+    Args:
+        model: Dense or factorised.
+        generator: On any device; the same one gives the same weights whatever the model's device.
+
+    Returns:
+        `model`.
+
+    Reference: arXiv 2212.09748, section 3.2.
+    """
+    shapes = layer_shapes(model.config)
+    kind_of = {f"{path}.sigma": kind for kind, path in LAYER_TYPES.items()}
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias") or ".adaLN_modulation." in name or name.startswith("final_layer."):
+            value = torch.zeros(parameter.shape)
+        elif name.startswith("factors."):
+            value = unit_columns(parameter.shape[0], parameter.shape[1], generator)
+        elif name.endswith(".sigma"):
+            outputs, inputs = shapes[kind_of[name.split(".", 2)[2]]]
+            rank = cast(int, model.config.factorized and model.config.factorized.rank)
+            value = random_sigma(parameter.numel(), outputs, inputs, rank, generator)
+        elif name.startswith(("t_embedder.", "y_embedder.")):
+            value = EMBEDDING_STD * torch.randn(parameter.shape, generator=generator, device=generator.device)
+        else:
+            value = _xavier_uniform(parameter.shape, generator)
+        parameter.copy_(value)
+    return model
+
+
+def _xavier_uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Draw uniformly within sqrt(6 / (fan_in + fan_out)), a convolution being taken as a linear layer on patches."""
+    fan_out, fan_in = shape[0], math.prod(shape[1:])
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    return torch.empty(shape, device=generator.device).uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
+def dense_state_dict(model: DiT | Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """Return the state of the dense DiT that computes what a factorised one does.
+
+    Args:
+        model: A DiT, or its state dict.
+        config: Its configuration, dense or factorised.
+
+    Returns:
+        Parameter name -> float32 tensor; weights of factorised layers are built as U diag(sigma) V^T, the others
+        are the given tensors where those are float32 already.
+    """
+    state = model.state_dict() if isinstance(model, DiT) else model
+    kept = (name for name in state if not (name.startswith("factors.") or name.endswith(".sigma")))
+    dense = {name: state[name].detach().float() for name in kept}
+    factors = config.factorized
+    if factors is None:
+        return dense
+    for kind in factors.types:
+        U, V = state[f"factors.{kind}.U"].float(), state[f"factors.{kind}.V"].float()
+        for index in range(config.depth):
+            layer = f"blocks.{index}.{LAYER_TYPES[kind]}"
+            sigma = expand_sigma(state[f"{layer}.sigma"].float(), factors.rank, factors.sigma_sharing)
+            dense[f"{layer}.weight"] = build_weight(U, sigma, V)
+    return dense

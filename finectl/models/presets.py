@@ -1,0 +1,299 @@
+"""Sizes of the Diffusion Transformer: configuration, named presets and parameter counts (no torch import)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+from finectl.errors import InputError, UsageError
+from finectl.registry import nearest
+
+ARCHITECTURE = "dit"
+FREQUENCIES = 256
+"""Length of the sinusoidal timestep embedding."""
+
+LAYER_TYPES: dict[str, str] = {
+    "qkv": "attn.qkv",
+    "o": "attn.proj",
+    "in": "mlp.fc1",
+    "out": "mlp.fc2",
+    "adaln": "adaLN_modulation.1",
+}
+"""Type of a block's linear layer -> its module path inside the block."""
+
+PATCH_SIZES = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class FactorConfig:
+    """Which layer types of a DiT are factorised as W = U diag(sigma) V^T, and at what rank.
+
+    Args:
+        types: Names from `LAYER_TYPES`.
+        rank: Columns of U and V, at least 1; above min(m1, m2) the factors are over-complete.
+        sigma_sharing: Consecutive entries of the diagonal that share one trained value, at least 1.
+    """
+
+    types: tuple[str, ...]
+    rank: int
+    sigma_sharing: int = 1
+
+    def __post_init__(self) -> None:
+        for name in self.types:
+            if name not in LAYER_TYPES:
+                raise UsageError(
+                    f"unknown layer type {name!r}{nearest(name, LAYER_TYPES)}",
+                    expected=f"one of: {', '.join(LAYER_TYPES)}",
+                )
+        if not self.types or len(set(self.types)) != len(self.types):
+            raise UsageError(f"the factorised types {list(self.types)} are empty or name one twice")
+        _require_positive("rank", self.rank)
+        _require_positive("sigma_sharing", self.sigma_sharing)
+
+    @property
+    def sigma_count(self) -> int:
+        """Trained entries of one layer's diagonal: ceil(rank / sigma_sharing)."""
+        return -(-self.rank // self.sigma_sharing)
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Everything that decides the shape of a DiT.
+
+    Args:
+        width: Channels of the residual stream, a multiple of `heads` and of 4.
+        depth: Transformer blocks, at least 1.
+        heads: Attention heads.
+        patch_size: Side of a patch, in pixels of the input.
+        image_size: Side of the square input, in pixels (or latent pixels), a multiple of `patch_size`.
+        channels: Channels of the input.
+        num_classes: Classes of the label table; one more row, the last, is the null class.
+        mlp_ratio: Hidden width of the feed-forward part over `width`.
+        label_dropout: Probability in [0, 1] with which training replaces a label by the null class.
+        learn_sigma: Whether the output holds a variance beside the prediction (twice the channels).
+        frequency_divisor: Timestep frequencies are exp(-ln(1e4) i / divisor): 128 as in published DiT checkpoints,
+            127 as in diffusers.
+        factorized: Factorised layer types, or None for a dense DiT.
+
+    Raises:
+        UsageError: a value is out of range, or sizes do not divide.
+
+    Reference: Peebles and Xie, arXiv 2212.09748, section 3.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch_size: int
+    image_size: int
+    channels: int
+    num_classes: int
+    mlp_ratio: int = 4
+    label_dropout: float = 0.1
+    learn_sigma: bool = False
+    frequency_divisor: int = 128
+    factorized: FactorConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch_size", "image_size", "channels", "mlp_ratio"):
+            _require_positive(name, getattr(self, name))
+        _require_positive("frequency_divisor", self.frequency_divisor)
+        if self.num_classes < 0:
+            raise UsageError(f"num_classes {self.num_classes} is negative", expected="at least 0")
+        if self.width % self.heads or self.width % 4:
+            raise UsageError(
+                f"width {self.width} does not fit {self.heads} heads",
+                expected="a multiple of the number of heads, and of 4 for the position embedding",
+            )
+        if self.image_size % self.patch_size:
+            raise UsageError(
+                f"patch size {self.patch_size} pixels does not divide the image size {self.image_size} pixels",
+                expected=f"an image size that is a multiple of {self.patch_size}, or another patch size",
+            )
+        if not 0.0 <= self.label_dropout <= 1.0:
+            raise UsageError(f"label_dropout {self.label_dropout} is no probability", expected="between 0 and 1")
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output: `channels`, or twice as many with a learned sigma."""
+        return self.channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image: (image_size / patch_size)^2."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values, with `"architecture": "dit"` first."""
+        values = asdict(self)
+        if self.factorized is not None:
+            values["factorized"]["types"] = list(self.factorized.types)
+        return {"architecture": ARCHITECTURE, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiTConfig:
+        """Build a configuration from what `to_dict` returned.
+
+        Args:
+            values: Fields by name; fields with a default may be missing.
+
+        Raises:
+            InputError: the architecture is another one, a field is unknown, missing, of another type or out of range.
+        """
+        rest = dict(values)
+        architecture = rest.pop("architecture", ARCHITECTURE)
+        if architecture != ARCHITECTURE:
+            raise InputError(f"the configuration is of architecture {architecture!r}", expected=f"{ARCHITECTURE!r}")
+        factors = rest.pop("factorized", None)
+        try:
+            if factors is not None:
+                rest["factorized"] = _factors_from(factors)
+            return cls(**_checked(cls, rest, skip=("factorized",)))
+        except UsageError as error:
+            raise InputError(f"the configuration is wrong: {error.what}", expected=error.expected) from error
+
+
+class Preset(NamedTuple):
+    """Width, depth and heads of a named size, with one line of help."""
+
+    width: int
+    depth: int
+    heads: int
+    help: str
+
+
+PRESETS: dict[str, Preset] = {
+    "dit-nano": Preset(64, 6, 4, "0.5 M parameters: seconds on a laptop, for 8x8 digits and tests"),
+    "dit-s": Preset(384, 12, 6, "33 M parameters"),
+    "dit-b": Preset(768, 12, 12, "130 M parameters"),
+    "dit-l": Preset(1024, 24, 16, "458 M parameters"),
+    "dit-xl": Preset(1152, 28, 16, "675 M parameters"),
+}
+
+
+def preset(
+    name: str,
+    *,
+    image_size: int,
+    channels: int,
+    num_classes: int,
+    depth: int | None = None,
+    learn_sigma: bool = False,
+) -> DiTConfig:
+    """Return the configuration of a named size for a given kind of image.
+
+    Args:
+        name: A name of `PRESETS`, with an optional patch size: "dit-b" is "dit-b/2"; also "/4" and "/8".
+        image_size: Side of the square input, in pixels.
+        channels: Channels of the input.
+        num_classes: Classes of the data.
+        depth: Blocks, at least 1; None takes the size's own.
+        learn_sigma: Whether the output holds a variance beside the prediction.
+
+    Returns:
+        A dense configuration.
+
+    Raises:
+        UsageError: unknown name or patch size, a patch size that does not divide the image size, depth below 1.
+    """
+    base, _, suffix = name.lower().partition("/")
+    if base not in PRESETS:
+        raise UsageError(f"unknown model {name!r}{nearest(base, PRESETS)}", expected=f"one of: {', '.join(PRESETS)}")
+    if suffix not in ("", *map(str, PATCH_SIZES)):
+        raise UsageError(f"unknown patch size {suffix!r} of model {name!r}", expected="/2, /4 or /8")
+    size = PRESETS[base]
+    return DiTConfig(
+        width=size.width,
+        depth=size.depth if depth is None else depth,
+        heads=size.heads,
+        patch_size=int(suffix or PATCH_SIZES[0]),
+        image_size=image_size,
+        channels=channels,
+        num_classes=num_classes,
+        learn_sigma=learn_sigma,
+    )
+
+
+def family_name(config: DiTConfig) -> str:
+    """Return the preset that a configuration belongs to, as `preset` takes it, or its width where there is none."""
+    for name, size in PRESETS.items():
+        if (size.width, size.heads) == (config.width, config.heads):
+            return name if config.patch_size == PATCH_SIZES[0] else f"{name}/{config.patch_size}"
+    return f"{ARCHITECTURE}-w{config.width}"
+
+
+def layer_shapes(config: DiTConfig) -> dict[str, tuple[int, int]]:
+    """Return (m1, m2) = (outputs, inputs) of a block's linear layer of each type."""
+    width, hidden = config.width, config.width * config.mlp_ratio
+    return {
+        "qkv": (3 * width, width),
+        "o": (width, width),
+        "in": (hidden, width),
+        "out": (width, hidden),
+        "adaln": (6 * width, width),
+    }
+
+
+def count_parameters(config: DiTConfig) -> dict[str, int]:
+    """Count the trainable parameters of a DiT by component, without building it.
+
+    Returns:
+        `x_embedder`, `t_embedder`, `y_embedder`, `blocks`, `final_layer`, `factors` (shared U and V, 0 when dense),
+        `total` (their sum); `block` (one block) and `block.<type>` (one layer: weight or sigma, and bias).
+    """
+    width = config.width
+    shapes = layer_shapes(config)
+    patch = config.patch_size**2
+    factors = config.factorized
+    factored = () if factors is None else factors.types
+
+    def layer(kind: str) -> int:
+        rows, columns = shapes[kind]
+        return rows + (factors.sigma_count if factors and kind in factored else rows * columns)
+
+    one = {f"block.{kind}": layer(kind) for kind in LAYER_TYPES}
+    parts = {
+        "x_embedder": (patch * config.channels + 1) * width,
+        "t_embedder": (FREQUENCIES + 1) * width + (width + 1) * width,
+        "y_embedder": (config.num_classes + 1) * width,
+        "blocks": config.depth * sum(one.values()),
+        "final_layer": (width + 1) * patch * config.out_channels + 2 * (width + 1) * width,
+        "factors": sum(factors.rank * sum(shapes[kind]) for kind in factored) if factors else 0,
+    }
+    return {**parts, "total": sum(parts.values()), "block": sum(one.values()), **one}
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{name} {value} is too small", expected="at least 1")
+
+
+def _factors_from(values: Any) -> FactorConfig:
+    """Read the `factorized` field of a configuration."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"field 'factorized' is {values!r}", expected="an object, or null")
+    rest = dict(values)
+    types = rest.pop("types", None)
+    if not isinstance(types, list | tuple) or not all(isinstance(kind, str) for kind in types):
+        raise InputError(f"field 'factorized.types' is {types!r}", expected="a list of layer types")
+    return FactorConfig(types=tuple(types), **_checked(FactorConfig, rest, skip=("types",)))
+
+
+def _checked(cls: type[DiTConfig] | type[FactorConfig], values: dict[str, Any], skip: tuple[str, ...]) -> dict[str, Any]:
+    """Return `values` when every name is a field of the dataclass `cls`, none is missing and all types fit."""
+    known = {field.name: field for field in fields(cls)}
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"unknown field {name!r} in the configuration{nearest(name, known)}")
+        if name in skip:
+            continue
+        kind = str(known[name].type)
+        allowed = {"int": (int,), "float": (int, float), "bool": (bool,)}[kind]
+        if not isinstance(value, allowed) or (kind != "bool" and isinstance(value, bool)):
+            raise InputError(f"field {name!r} of the configuration is {value!r}", expected=f"a value of type {kind}")
+    needed = [name for name, field in known.items() if field.default is field.default_factory is not None]
+    missing = [name for name in needed if name not in values and name not in skip]
+    if missing:
+        raise InputError(f"the configuration lacks the fields {', '.join(missing)}")
+    return values

@@ -1,0 +1,330 @@
+"""The one runner of all stages: inputs, plan, recipe, cache, lock, signals, publication.
+
+A stage's file holds its method; everything that makes a run repeatable, resumable and safe is here, once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import finectl
+from finectl.artifacts.files import disk_full, is_disk_full, sha256_json
+from finectl.artifacts.job import DataRecord, Execution, InterruptFlag, Job, Outcome, Plan, Reads, Stage
+from finectl.artifacts.manifest import NAME, Manifest, ParentRecord, digest_of, read_manifest
+from finectl.artifacts.staging import Staging, check_records, point_latest
+from finectl.artifacts.store import Artifact, Workspace, open_artifact, verify_artifact
+from finectl.console import Console
+from finectl.errors import FinectlError, InputError, OutputError, ResourceError
+
+C = TypeVar("C")
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that every stage has; none of them is part of the recipe."""
+
+    workspace: Path | None = None
+    out: Path | None = None
+    force: bool = False
+    resume: bool = True
+    dry_run: bool = False
+    execution: Execution = field(default_factory=Execution)
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run.
+
+    Args:
+        artifact: The artifact, None for a dry run.
+        cached: Whether it was there already.
+        plan: What `--dry-run` prints.
+        failure: What `--fail-if` found, to be raised once the path is printed.
+    """
+
+    artifact: Artifact | None
+    cached: bool
+    plan: dict[str, Any]
+    failure: FinectlError | None = None
+
+
+def run_stage(
+    stage: Stage[C], config: C, inputs: Sequence[str], options: RunOptions, console: Console | None = None
+) -> Result:
+    """Make the artifact of a stage, or find it, or go on with it.
+
+    Args:
+        stage: The declaration in the stage's file.
+        config: Its options, unresolved.
+        inputs: INPUT arguments: paths, `kind/name`, `latest` or `-`; empty for the newest of the kind.
+        options: What every stage understands.
+        console: Where to write for people.
+
+    Raises:
+        FinectlError: with the exit code that says what failed.
+    """
+    console = console or Console()
+    workspace = Workspace(options.workspace)
+    reads = stage.reads(config)
+    parents = find_parents(workspace, reads, inputs, console)
+    plan = stage.plan(config, parents)
+    recipe = recipe_of(stage, plan, parents, reads)
+    final = options.out or workspace.directory(stage.makes, f"{plan.slug}-{recipe[:8]}")
+    described = describe_plan(stage, plan, parents, recipe, final)
+    if options.dry_run:
+        return Result(None, False, described)
+    for note in plan.notes:
+        console.note(note)
+    if not options.force and (done := finished(final, recipe)) is not None:
+        if options.out is None:
+            _freshen_latest(workspace, done)
+        return Result(done, True, described, stage.verdict(plan.config, done.manifest))
+    for parent in parents:
+        verify_artifact(parent)
+    staging = Staging(final, recipe, fresh=options.force or not options.resume)
+    try:
+        if not options.force and (done := finished(final, recipe)) is not None:
+            staging.discard_if_empty()  # another process published it between the look and the lock
+            return Result(done, True, described, stage.verdict(plan.config, done.manifest))
+        if not _is_publishable(staging, recipe):
+            _work(stage, plan, parents, reads, recipe, staging, options, workspace, console)
+        path = staging.publish(replace=options.force)
+        if options.out is None:
+            point_latest(path)
+    finally:
+        staging.discard_if_empty()
+        staging.close()
+    made = open_artifact(path)
+    return Result(made, False, described, stage.verdict(plan.config, made.manifest))
+
+
+def find_parents(
+    workspace: Workspace, reads: Reads | None, inputs: Sequence[str], console: Console
+) -> tuple[Artifact, ...]:
+    """Open the input artifacts; with none named, take the newest of the kind and say which one.
+
+    Raises:
+        InputError: nothing is there, or stdin was empty, or an artifact is damaged or of another kind.
+    """
+    if reads is None:
+        if inputs:
+            raise InputError(
+                f"INPUT {inputs[0]!r} is not read with these options", expected="no INPUT", fix="leave INPUT out"
+            )
+        return ()
+    if not inputs:
+        artifact = workspace.newest(reads.kinds)
+        console.note(f"no INPUT given: taking the newest {artifact.kind}, {artifact.path}")
+        return (artifact,)
+    names = [name for text in inputs for name in (read_stdin() if text == STDIN else [text])]
+    if len(names) > 1 and not reads.many:
+        raise InputError(f"{len(names)} inputs were given", expected="one")
+    return tuple(workspace.find(name, reads.kinds) for name in names)
+
+
+def read_stdin() -> list[str]:
+    """Read artifact paths from stdin: one a line, plain or as the JSON objects that `--json` prints.
+
+    Raises:
+        InputError: nothing arrived, which is what the failure of the stage before looks like.
+    """
+    lines = [line.strip() for line in sys.stdin if line.strip()]
+    if not lines:
+        raise InputError(
+            "nothing arrived on standard input",
+            expected="the path of an artifact from the command before the pipe, which seems to have failed",
+        )
+    return [json.loads(line)["path"] if line.startswith("{") else line for line in lines]
+
+
+def recipe_of(stage: Stage[C], plan: Plan[C], parents: Sequence[Artifact], reads: Reads | None) -> str:
+    """Return the hash of all that decides the result: stage, version, configuration, parents and data.
+
+    Data counts by its fingerprint, so the same images under another path give the same recipe.
+    """
+    config = asdict(plan.config)  # type: ignore[call-overload]
+    config.pop("data", None)
+    return sha256_json(
+        {
+            "stage": stage.name,
+            "version": stage.version,
+            "config": config,
+            "parents": [[reads.role, parent.manifest.digest] for parent in parents] if reads else [],
+            "data": plan.data.fingerprint if plan.data else None,
+        }
+    )
+
+
+def finished(final: Path, recipe: str) -> Artifact | None:
+    """Return the artifact under `final` when it is whole and of this recipe; None when nothing is there.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return None
+    if not (final / NAME).is_file():
+        raise OutputError(
+            f"{final} is not empty and is no artifact", expected="an empty or new directory", fix="choose another --out"
+        )
+    artifact = open_artifact(final)
+    if artifact.manifest.recipe != recipe:
+        raise OutputError(
+            f"{final} holds an artifact of another recipe ({artifact.manifest.recipe[:8]}, not {recipe[:8]})",
+            expected="an empty or new directory",
+            fix="choose another --out, or replace the artifact with --force",
+        )
+    return artifact
+
+
+def describe_plan(
+    stage: Stage[C], plan: Plan[C], parents: Sequence[Artifact], recipe: str, final: Path
+) -> dict[str, Any]:
+    """Return what `--dry-run` prints."""
+    return {
+        "stage": stage.name,
+        "path": str(final),
+        "exists": (final / NAME).is_file(),
+        "recipe": recipe,
+        "inputs": [str(parent.path) for parent in parents],
+        "data": data_record(plan.data),
+        "config": asdict(plan.config),  # type: ignore[call-overload]
+        **plan.summary,
+    }
+
+
+def data_record(data: DataRecord | None) -> dict[str, Any]:
+    """Return what a manifest says of the data set."""
+    if data is None:
+        return {}
+    return {"name": data.name, "fingerprint": data.fingerprint, "count": data.count, "bundled": data.bundled}
+
+
+def _freshen_latest(workspace: Workspace, artifact: Artifact) -> None:
+    """Move `latest` to an artifact that a crash published without it."""
+    newest = workspace.newest([artifact.kind])
+    if newest.manifest.created < artifact.manifest.created:
+        point_latest(artifact.path)
+
+
+def _is_publishable(staging: Staging, recipe: str) -> bool:
+    """Tell whether an earlier run finished the work and only failed to publish it."""
+    if not staging.finished:
+        return False
+    manifest = read_manifest(staging.path)
+    if manifest.recipe == recipe and check_records(staging.path, manifest.files):
+        return True
+    staging.clear()
+    return False
+
+
+def _work(
+    stage: Stage[C],
+    plan: Plan[C],
+    parents: Sequence[Artifact],
+    reads: Reads | None,
+    recipe: str,
+    staging: Staging,
+    options: RunOptions,
+    workspace: Workspace,
+    console: Console,
+) -> None:
+    """Run the stage in its staging directory and write the manifest last."""
+    start_s = time.monotonic()
+    with InterruptFlag(console) as interrupt, resources_as_errors(staging.path):
+        job = Job(
+            config=plan.config,
+            execution=options.execution,
+            parents=parents,
+            directory=staging.path,
+            state=staging.state,
+            console=console,
+            interrupt=interrupt,
+            workspace=workspace,
+            data=plan.data,
+        )
+        outcome = stage.run(job)
+        files = staging.records()
+        Manifest(
+            kind=stage.makes,
+            stage=stage.name,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+            command=list(options.command),
+            config=asdict(plan.config),  # type: ignore[call-overload]
+            execution={**asdict(options.execution), **_machine()},
+            recipe=recipe,
+            parents=[
+                ParentRecord(reads.role, os.path.relpath(parent.path, staging.final), parent.manifest.digest)
+                for parent in parents
+                if reads
+            ],
+            files=files,
+            digest=digest_of(files),
+            data=data_record(plan.data),
+            metrics=outcome.metrics,
+            cost=_cost(outcome, start_s),
+            environment=environment(),
+        ).write(staging.path / NAME)
+
+
+def _cost(outcome: Outcome, start_s: float) -> dict[str, Any]:
+    """Complete a stage's cost with what is measured for all: wall seconds and peak memory."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024
+    wall_s = round(time.monotonic() - start_s, 3)
+    return {"steps": 0, "samples": 0, "wall_s": wall_s, **outcome.cost, "peak_memory_bytes": usage.ru_maxrss * unit}
+
+
+def _machine() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    return {"world_size": 1, "threads": torch.get_num_threads() if torch else 1}
+
+
+def environment() -> dict[str, str]:
+    """Return the versions and the machine that a manifest records."""
+    versions = {"finectl": finectl.__version__, "python": platform.python_version()}
+    for package in ("torch", "diffusers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {**versions, "machine": platform.machine(), "system": platform.system()}
+
+
+@contextmanager
+def resources_as_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk and exhausted memory, however a library reports them, into the error with exit code 6."""
+    try:
+        yield
+    except ResourceError:
+        raise
+    except MemoryError as error:
+        raise _out_of_memory(error) from error
+    except (OSError, RuntimeError) as error:
+        if is_disk_full(error):
+            raise disk_full(path) from error
+        if "allocate memory" in str(error) or "out of memory" in str(error).lower():
+            raise _out_of_memory(error) from error
+        raise
+
+
+def _out_of_memory(error: BaseException) -> ResourceError:
+    return ResourceError(
+        f"out of memory: {' '.join(str(error).split())[:200] or 'no more can be allocated'}",
+        expected="memory for the model, its gradients, two moments and the EMA; --dry-run prints an estimate",
+        fix="use a smaller --batch-size or --model; saved state is intact",
+    )

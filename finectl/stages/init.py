@@ -1,0 +1,128 @@
+"""Init: a dense model of any depth, by one of the methods in `finectl.initializers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
+from finectl.artifacts.store import Artifact
+from finectl.data.sources import DataInfo
+from finectl.errors import UsageError
+from finectl.initializers import METHODS, SOURCES
+from finectl.models.io import read_config, save_model
+from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
+from finectl.training.settings import PAPER, SMALL, resolve_data
+
+SMALL_TUNE_STEPS = 100
+PAPER_TUNE_STEPS = 300
+TUNE_PERCENT = 5
+LEAST_TUNE_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of `finectl init`; None is a default that depends on the input or the data."""
+
+    method: str
+    depth: int | None
+    model: str | None
+    sigma: str
+    tune_steps: int | None
+    tune_samples: int | None
+    tune_lr: float
+    tune_biases: bool
+    batch_size: int | None
+    data: str | None
+    image_size: int | None
+    seed: int
+
+
+def reads(config: Config) -> Reads | None:
+    """Return what the method starts from; with `--model`, the control needs nothing.
+
+    Raises:
+        UsageError: there is no such method, or `--model` goes with one that takes its shapes from its input.
+    """
+    METHODS[config.method]  # an unknown name is an error here
+    if config.model is None:
+        return Reads("source", SOURCES[config.method])
+    if config.method != "he":
+        raise UsageError(
+            f"--model {config.model} does not go with --method {config.method}, which takes its shapes from INPUT",
+            fix="leave --model out",
+        )
+    return None
+
+
+def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
+    """Resolve the options against the source and the target data.
+
+    Raises:
+        UsageError: the preset or the patch does not fit the data.
+        InputError: the data set is missing or empty, or has fewer images than are to be tuned on.
+    """
+    source = read_config(parents[0]) if parents else None
+    size = config.image_size or (source.image_size if source and config.data is None else None)
+    data = resolve_data(config.data, size, parents)
+    target = architecture(config, source, data)
+    defaults = SMALL if data.bundled else PAPER
+    tunes = config.method == "fine"
+    samples = max(LEAST_TUNE_SAMPLES, data.train_count * TUNE_PERCENT // 100)
+    steps = SMALL_TUNE_STEPS if data.bundled else PAPER_TUNE_STEPS
+    resolved = replace(
+        config,
+        depth=target.depth,
+        data=data.name,
+        image_size=data.image_size,
+        tune_steps=(steps if config.tune_steps is None else config.tune_steps) if tunes else 0,
+        tune_samples=(config.tune_samples or min(samples, data.train_count)) if tunes else None,
+        batch_size=(config.batch_size or defaults["batch_size"]) if tunes else None,
+    )
+    parameters = count_parameters(target)["total"]
+    return Plan(
+        resolved,
+        slug=f"{family_name(target).replace('/', '-')}-{config.method}-l{target.depth}",
+        data=data,
+        summary={"parameters": parameters, "disk_bytes": 4 * parameters},
+    )
+
+
+def architecture(config: Config, source: DiTConfig | None, data: DataInfo) -> DiTConfig:
+    """Return the dense target: the shapes of the source or of `--model`, with the data's images and classes."""
+    images = {"image_size": data.image_size, "channels": data.channels, "num_classes": data.num_classes}
+    if source is None:
+        return preset(cast(str, config.model), depth=config.depth, **images)
+    return replace(source, depth=config.depth or source.depth, factorized=None, **images)
+
+
+def run(job: Job[Config]) -> Outcome:
+    """Initialise the model with the chosen method and write it."""
+    from finectl.initializers.base import Initialized, Request
+
+    config = job.config
+    data = cast(DataInfo, job.data)
+    source = job.parents[0] if job.parents else None
+    target = architecture(config, read_config(source) if source else None, data)
+    same_labels = source is not None and source.manifest.data.get("fingerprint") == data.fingerprint
+    made: Initialized = METHODS.load(config.method)(Request(target, data, same_labels, source, job))
+    save_model(job.directory, target, made.state)
+    with_embedders = made.transferred + made.transferred_embedders
+    job.console.note(
+        f"{config.method}, depth {target.depth}: {made.transferred:,} parameters transferred "
+        f"({with_embedders:,} with embedders and final layer)"
+    )
+    return Outcome(
+        metrics={
+            "method": config.method,
+            "depth": target.depth,
+            "parameters": count_parameters(target)["total"],
+            "parameters_transferred": made.transferred,
+            "parameters_transferred_with_embedders": with_embedders,
+        },
+        cost=made.cost,
+    )
+
+
+STAGE = Stage(name="init", version=1, makes="model", config=Config, reads=reads, plan=plan, run=run)

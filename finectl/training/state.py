@@ -1,0 +1,84 @@
+"""The resume state of a training run: one safetensors file, replaced atomically, no pickle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from finectl.artifacts.tensors import load_tensors, read_metadata, save_tensors
+from finectl.training.step import Ema
+
+NAME = "training.safetensors"
+
+
+@dataclass
+class Position:
+    """Where a run is.
+
+    Args:
+        step: Optimiser updates done.
+        wall_s: Seconds of work so far, over all runs.
+        loss_sum: Sum of the batch losses since the last log entry.
+        loss_count: Batches in it.
+    """
+
+    step: int = 0
+    wall_s: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+
+def save_state(
+    directory: Path, position: Position, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write everything that the next step depends on.
+
+    Raises:
+        ResourceError: the disk is full; the state saved before is intact.
+    """
+    tensors = {f"model/{name}": value for name, value in model.named_parameters()}
+    if ema is not None:
+        tensors.update({f"ema/{name}": value for name, value in ema.state_dict().items()})
+    for name, slots in _optimizer_slots(model, optimizer).items():
+        tensors.update({f"optimizer/{slot}/{name}": value for slot, value in slots.items()})
+    save_tensors(directory / NAME, tensors, metadata=asdict(position))
+
+
+def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) -> Position:
+    """Put a saved state back; without one, leave everything as it is and return the start.
+
+    Raises:
+        InputError: the state is damaged or belongs to another model.
+    """
+    path = directory / NAME
+    if not path.exists():
+        return Position()
+    tensors = load_tensors(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model/{name}"])
+    if ema is not None:
+        prefix = "ema/"
+        ema.load_state_dict({n[len(prefix) :]: value for n, value in tensors.items() if n.startswith(prefix)})
+    slots: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, slot, parameter_name = name.split("/", 2)
+            slots.setdefault(parameter_name, {})[slot] = value
+    for name, parameter in model.named_parameters():
+        if name in slots:
+            saved = slots[name]
+            optimizer.state[parameter] = {
+                slot: value.to(parameter.device) if slot != "step" or optimizer.defaults.get("fused") else value
+                for slot, value in saved.items()
+            }
+    return Position(**read_metadata(path))
+
+
+def _optimizer_slots(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Return the optimiser's tensors by parameter name and slot (`step`, `exp_avg`, `exp_avg_sq`)."""
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    return {name: {s: v for s, v in state.items() if isinstance(v, Tensor)} for name, state in states.items() if state}

@@ -125,6 +125,8 @@ def _invoke(arguments: list[str]) -> int:
         code = build_app()(args=arguments, prog_name="finectl", standalone_mode=False)
     except Exit as leave:
         return leave.exit_code
+    except SystemExit as leave:  # how the parser reports a closed pipe
+        raise BrokenPipeError from leave
     except TyperException as error:
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -54,6 +54,10 @@ Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Columns of U an
 Overcomplete = Annotated[
     bool, typer.Option("--overcomplete", help="Allow a rank above what the width gives room for.")
 ]
+SigmaLr = Annotated[
+    float | None,
+    typer.Option("--sigma-lr", min=0.0, help="Learning rate of sigma. [default: 10 times --lr bundled data, else --lr]"),
+]
 SigmaSharing = Annotated[
     int, typer.Option("--sigma-sharing", min=1, help="Entries of sigma that share one value.")
 ]
@@ -73,13 +77,13 @@ Sigma = Annotated[
 TuneSteps = Annotated[
     int | None,
     typer.Option(
-        "--tune-steps", min=0, help="Updates of sigma before W is written out. [default: 100 bundled data, else 300]"
+        "--tune-steps", min=0, help="Updates of sigma before W is written out. [default: 50 bundled data, else 300]"
     ),
 ]
 TuneSamples = Annotated[
     int | None, typer.Option("--tune-samples", min=1, help="Images tuned on, a fixed part. [default: 5 %, at least 256]")
 ]
-TuneLr = Annotated[float, typer.Option("--tune-lr", min=0.0, help="Learning rate of sigma, cosine to 0.")]
+TuneLr = Annotated[float, typer.Option("--tune-lr", min=0.0, help="Learning rate of sigma and biases, cosine to 0.")]
 TuneBiases = Annotated[bool, typer.Option("--tune-biases/--no-tune-biases", help="Tune the biases with sigma.")]
 Depths = Annotated[
     str, typer.Option("--depths", metavar="LIST", help="Depths of the family whose storage is compared.")
@@ -98,6 +102,12 @@ Lr = Annotated[
     float | None, typer.Option("--lr", min=0.0, help="Learning rate of AdamW. [default: 1e-3 bundled data, else 1e-4]")
 ]
 LrSchedule = Annotated[Literal["constant", "cosine"], typer.Option("--lr-schedule", help="Course of the learning rate.")]
+WarmupSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--warmup-steps", min=0, help="Updates over which the rate rises to --lr. [default: 100 bundled data, else 0]"
+    ),
+]
 WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="Decoupled weight decay.")]
 Ema = Annotated[
     float | None,

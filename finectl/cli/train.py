@@ -16,6 +16,7 @@ def train(
     batch_size: opt.BatchSize = None,
     lr: opt.Lr = None,
     lr_schedule: opt.LrSchedule = "constant",
+    warmup_steps: opt.WarmupSteps = None,
     weight_decay: opt.WeightDecay = 0.0,
     ema: opt.Ema = None,
     eval_every: opt.EvalEvery = None,

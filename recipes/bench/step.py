@@ -8,6 +8,8 @@ in an order that changes from round to round; figures are medians over the round
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
 import json
 import math
 import statistics
@@ -55,37 +57,49 @@ def batch() -> tuple[Any, Any]:
 
 
 def finectl_step(model_name: str, *, autocast: bool) -> Step:
-    """Return finectl's own training step."""
+    """Return the step of `finectl train`, on a data set of one batch."""
+    from types import SimpleNamespace
+
     from finectl.training.memory import tune_allocator
 
     tune_allocator()
     import torch
 
-    from finectl.models.dit import DiT, drop_labels, initialize_
+    from finectl.artifacts.job import Execution
+    from finectl.data.dataset import ImageSet
+    from finectl.data.sources import DataInfo
+    from finectl.diffusion.schedule import NoiseSchedule
+    from finectl.models.dit import DiT, initialize_
     from finectl.models.presets import preset
+    from finectl.training.loop import train_step
+    from finectl.training.settings import TrainSettings
     from finectl.training.step import Ema, make_optimizer
 
-    config = preset(model_name, image_size=SIDE, channels=CHANNELS, num_classes=CLASSES)
-    model = initialize_(DiT(config), torch.Generator().manual_seed(0))
-    optimizer = make_optimizer(model.parameters(), lr=1e-4)
-    ema = Ema(model.named_parameters(), 0.9999)
-    generator = torch.Generator().manual_seed(1)
     x, y = batch()
-    alpha_bar = schedule()
+    info = DataInfo("latents", "", BATCH, BATCH, 0, SIDE, CHANNELS, CLASSES, (), False)
+    data = ImageSet(info, "train", x, y)
+    config = preset(model_name, image_size=SIDE, channels=CHANNELS, num_classes=CLASSES)
+    model = initialize_(DiT(config), torch.Generator().manual_seed(0)).train()
+    settings = TrainSettings(
+        steps=10**6,
+        batch_size=BATCH,
+        lr=1e-4,
+        lr_schedule="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        ema=0.9999,
+        eval_every=0,
+        seed=0,
+    )
+    optimizer = make_optimizer(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    ema = Ema(model.named_parameters(), settings.ema)
+    schedule = NoiseSchedule.linear(torch.device("cpu"))
+    # Of the job, a step reads the arithmetic only.
+    job: Any = SimpleNamespace(execution=Execution("cpu", "bfloat16" if autocast else "float32"))
+    steps = itertools.count()
 
     def step() -> float:
-        t = torch.randint(0, TIMESTEPS, (BATCH,), generator=generator)
-        noise = torch.randn(x.shape, generator=generator)
-        noisy = add_noise(x, noise, alpha_bar[t])
-        labels = drop_labels(y, CLASSES, config.label_dropout, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            predicted = model(noisy, t, labels)
-        loss = torch.nn.functional.mse_loss(predicted.float(), noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        ema.update()
-        return loss.item()
+        return train_step(job, model, data, settings, schedule, optimizer, ema, next(steps))
 
     return step
 
@@ -98,7 +112,6 @@ def facebook_step(model_name: str, peer: Path, *, hybrid: bool) -> Step:
         peer: The checkout.
         hybrid: Its own loss with a learned variance, as shipped, or the MSE of the noise alone.
     """
-    import finectl  # noqa: F401  (a CPU-only torch needs its repair of torchvision, which timm imports)
     import torch
 
     sys.path.insert(0, str(peer))
@@ -138,7 +151,6 @@ def facebook_step(model_name: str, peer: Path, *, hybrid: bool) -> Step:
 
 def diffusers_step(model_name: str) -> Step:
     """Return a step of diffusers' DiTTransformer2DModel with default AdamW and diffusers' EMAModel."""
-    import finectl  # noqa: F401  (repairs torchvision beside a CPU-only torch)
     import torch
     from diffusers import DDPMScheduler, DiTTransformer2DModel
     from diffusers.training_utils import EMAModel
@@ -208,6 +220,8 @@ def serve(contestant: str, model: str, peer: Path | None) -> None:
     """Build one contestant, then time one step for every line on stdin and answer with a line of JSON."""
     import resource
 
+    # Importing finectl repairs torchvision beside a CPU-only torch; timm and diffusers import torchvision.
+    importlib.import_module("finectl")
     # Whatever a peer prints goes to stderr: stdout carries the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     make = contestants(peer)[contestant]
@@ -370,7 +384,8 @@ def bench_layer_group(tokens: int, trained: str, fraction: float, rounds: int) -
     dense_sums = [sum(times) for times in zip(*dense_times.values(), strict=True)]
     our_sums = [sum(times) for times in zip(*our_times.values(), strict=True)]
     ratio, target = paired_ratio(our_sums, dense_sums), LAYER_TARGETS[trained, fraction, tokens]
-    parts = " ".join(f"{kind} {paired_ratio(our_times[kind], dense_times[kind]):.2f}({ways[kind][:3]})" for kind in ways)
+    by_kind = {kind: paired_ratio(our_times[kind], dense_times[kind]) for kind in ways}
+    parts = " ".join(f"{kind} {value:.2f}({ways[kind][:3]})" for kind, value in by_kind.items())
     dense_ms, our_ms = statistics.median(dense_sums) * 1e3, statistics.median(our_sums) * 1e3
     verdict = "reached" if ratio <= target else "MISSED"
     say(

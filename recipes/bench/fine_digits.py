@@ -1,0 +1,129 @@
+"""Run the models of fine_digits.sh and print the tables: every line is made by finectl commands, two at a time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEPTHS = (2, 4, 6, 8)
+ABLATION_DEPTHS = (2, 6)
+COMPARED = 600  # updates of every model in the tables, tuning counted
+LONG_SCRATCH = 3000
+LONG_FINE = 1000
+TUNING = 50
+EVAL_EVERY = 25
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the ablation: how the auxiliary model is made, and how targets start from it."""
+
+    name: str
+    condense: tuple[str, ...] = ()
+    init: tuple[str, ...] = ()
+    tuning: int = TUNING
+    method: str = "fine"
+    depths: tuple[int, ...] = field(default=ABLATION_DEPTHS)
+
+
+SCRATCH = Variant("he (usual initialisation)", method="he", tuning=0, depths=DEPTHS)
+FINE = Variant("FINE: r = d, adaLN factorised, sigma interpolated and tuned", depths=DEPTHS)
+ABLATIONS = (
+    Variant("sigma interpolated, not tuned", init=("--sigma", "interpolated"), tuning=0),
+    Variant("sigma identical in all layers, not tuned", init=("--sigma", "identical"), tuning=0),
+    Variant("sigma random, not tuned", init=("--sigma", "random"), tuning=0),
+    Variant("sigma random, tuned", init=("--sigma", "random")),
+    Variant("r = d/2", condense=("--rank", "32")),
+    Variant("adaLN not factorised", condense=("--factorize", "qkv,o,in,out")),
+)
+
+
+def finectl(*arguments: str) -> Path:
+    """Run one command and return the artifact's path."""
+    done = subprocess.run(["finectl", *arguments, "--quiet"], check=True, stdout=subprocess.PIPE, text=True)
+    return Path(done.stdout.strip())
+
+
+def learngene(seed: int, options: Sequence[str]) -> Path:
+    condensed = finectl("condense", "--data", "digits", "--seed", str(seed), "--eval-every", "150", *options)
+    return finectl("extract", str(condensed))
+
+
+def target(variant: Variant, depth: int, seed: int, updates: int) -> Path:
+    """Make one trained model; `updates` counts the tuning."""
+    options = ["--method", variant.method, "--depth", str(depth), "--seed", str(seed), *variant.init]
+    if variant.method == "fine":
+        options += ["--tune-steps", str(variant.tuning)]
+    start = finectl("init", str(learngene(seed, variant.condense)), *options)
+    steps = ["--steps", str(updates - variant.tuning), "--eval-every", str(EVAL_EVERY)]
+    return finectl("train", str(start), "--seed", str(seed), *steps)
+
+
+def losses(model: Path, tuning: int) -> dict[int, float]:
+    """Return held-out loss by updates, tuning counted."""
+    entries = [json.loads(line) for line in (model / "log.jsonl").read_text().splitlines()]
+    return {tuning + e["step"]: e["heldout_loss"] for e in entries if "heldout_loss" in e}
+
+
+def first_at(curve: dict[int, float], bound: float) -> int | None:
+    return next((step for step, loss in sorted(curve.items()) if loss <= bound), None)
+
+
+def measured(models: Sequence[Path]) -> dict[str, float]:
+    """Return the means over seeds of what `finectl evaluate` measures."""
+    evaluation = finectl("evaluate", *map(str, models), "--samples", "500")
+    rows = json.loads((evaluation / "metrics.json").read_text())
+    means = {name: statistics.mean(row[name]["value"] for row in rows) for name in ("loss", "frechet", "accuracy")}
+    return {**means, "transferred": rows[0]["transferred"], "parameters": rows[0]["parameters"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    seeds = arguments.seeds
+    recipes = {variant.condense for variant in (FINE, *ABLATIONS)}
+    runs = [(v, d, s, COMPARED) for v in (SCRATCH, FINE, *ABLATIONS) for d in v.depths for s in seeds]
+    runs += [(SCRATCH, d, s, LONG_SCRATCH) for d in DEPTHS for s in seeds]
+    runs += [(FINE, d, s, LONG_FINE) for d in DEPTHS for s in seeds]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda job: learngene(*job), [(s, r) for r in sorted(recipes) for s in seeds]))
+        made = dict(zip(runs, pool.map(lambda run: target(*run), runs), strict=True))
+        groups = [(v, d) for v in (SCRATCH, FINE, *ABLATIONS) for d in v.depths]
+        values = pool.map(lambda g: measured([made[(*g, s, COMPARED)] for s in seeds]), groups)
+        table = dict(zip(groups, values, strict=True))
+
+    out = sys.stdout
+    out.write(f"After {COMPARED} updates (tuning counted), mean of seeds {seeds}:\n\n")
+    out.write("| initialisation | depth | parameters | transferred | held-out loss | Frechet | accuracy |\n")
+    out.write("|---|--:|--:|--:|--:|--:|--:|\n")
+    for (variant, depth), row in table.items():
+        out.write(
+            f"| {variant.name} | {depth} | {row['parameters']:,} | {row['transferred']:,} | {row['loss']:.4f} "
+            f"| {row['frechet']:.2f} | {100 * row['accuracy']:.0f} % |\n"
+        )
+    out.write(f"\nUpdates until FINE has the held-out loss of the usual initialisation, seeds {seeds}:\n\n")
+    header = [f"loss of he at {updates} | FINE is there at" for updates in (COMPARED, LONG_SCRATCH)]
+    out.write(f"| depth | {' | '.join(header)} |\n|--:|--:|--:|--:|--:|\n")
+    for depth in DEPTHS:
+        cells = [str(depth)]
+        for updates in (COMPARED, LONG_SCRATCH):
+            bounds, steps = [], []
+            for seed in seeds:
+                bound = losses(made[(SCRATCH, depth, seed, LONG_SCRATCH)], 0)[updates]
+                bounds.append(bound)
+                steps.append(first_at(losses(made[(FINE, depth, seed, LONG_FINE)], TUNING), bound))
+            cells += [f"{statistics.mean(bounds):.4f}", ", ".join("never" if s is None else str(s) for s in steps)]
+        out.write(f"| {' | '.join(cells)} |\n")
+
+
+if __name__ == "__main__":
+    main()

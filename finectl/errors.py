@@ -66,7 +66,7 @@ class ResourceError(FinectlError):
 
 
 class Interrupted(FinectlError):
-    """A signal stopped the work; `saved` says whether the same command would go on from saved state (75) or not (130)."""
+    """A signal stopped the work; `saved` says whether the same command goes on from saved state (75) or not (130)."""
 
     def __init__(self, what: str, *, saved: bool, fix: str = "") -> None:
         super().__init__(what, fix=fix)

@@ -6,6 +6,7 @@ A stage's file holds its method; everything that makes a run repeatable, resumab
 from __future__ import annotations
 
 import datetime
+import errno
 import importlib.metadata
 import json
 import os
@@ -30,6 +31,8 @@ from finectl.errors import FinectlError, InputError, OutputError, ResourceError
 
 C = TypeVar("C")
 STDIN = "-"
+READ_ONLY_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
+SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def run_stage(
     parents = find_parents(workspace, reads, inputs, console)
     plan = stage.plan(config, parents)
     recipe = recipe_of(stage, plan, parents, reads)
-    final = options.out or workspace.directory(stage.makes, f"{plan.slug}-{recipe[:8]}")
+    final = named(options.out) if options.out else workspace.directory(stage.makes, f"{plan.slug}-{recipe[:8]}")
     described = describe_plan(stage, plan, parents, recipe, final)
     if options.dry_run:
         return Result(None, False, described)
@@ -93,23 +96,31 @@ def run_stage(
         if options.out is None:
             _freshen_latest(workspace, done)
         return Result(done, True, described, stage.verdict(plan.config, done.manifest))
+    if options.force:
+        require_replaceable(final)
     for parent in parents:
         verify_artifact(parent)
-    staging = Staging(final, recipe, fresh=options.force or not options.resume)
-    try:
-        if not options.force and (done := finished(final, recipe)) is not None:
-            staging.discard_if_empty()  # another process published it between the look and the lock
-            return Result(done, True, described, stage.verdict(plan.config, done.manifest))
-        if not _is_publishable(staging, recipe):
-            _work(stage, plan, parents, reads, recipe, staging, options, workspace, console)
-        path = staging.publish(replace=options.force)
-        if options.out is None:
-            point_latest(path)
-    finally:
-        staging.discard_if_empty()
-        staging.close()
+    with resources_as_errors(final):
+        staging = Staging(final, recipe, fresh=options.force or not options.resume)
+        try:
+            if not options.force and (done := finished(final, recipe)) is not None:
+                # Another process published it between the look and the lock.
+                return Result(done, True, described, stage.verdict(plan.config, done.manifest))
+            if not _is_publishable(staging, recipe):
+                _work(stage, plan, parents, reads, recipe, staging, options, workspace, console)
+            path = staging.publish(replace=options.force)
+            if options.out is None:
+                point_latest(path)
+        finally:
+            staging.discard_if_empty()
+            staging.close()
     made = open_artifact(path)
     return Result(made, False, described, stage.verdict(plan.config, made.manifest))
+
+
+def named(out: Path) -> Path:
+    """Return `--out` under its own name, which `.` and `..` are not."""
+    return out.resolve() if out.name in ("", "..") else out
 
 
 def find_parents(
@@ -142,13 +153,19 @@ def read_stdin() -> list[str]:
     Raises:
         InputError: nothing arrived, which is what the failure of the stage before looks like.
     """
-    lines = [line.strip() for line in sys.stdin if line.strip()]
+    lines = [line.strip() for line in sys.stdin or () if line.strip()]
     if not lines:
         raise InputError(
             "nothing arrived on standard input",
             expected="the path of an artifact from the command before the pipe, which seems to have failed",
         )
-    return [json.loads(line)["path"] if line.startswith("{") else line for line in lines]
+    try:
+        return [str(json.loads(line)["path"]) if line.startswith("{") else line for line in lines]
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"standard input holds {lines[0][:SHOWN_CHARACTERS]!r}",
+            expected="the path of an artifact, or the JSON object that --json prints",
+        ) from error
 
 
 def recipe_of(stage: Stage[C], plan: Plan[C], parents: Sequence[Artifact], reads: Reads | None) -> str:
@@ -177,10 +194,7 @@ def finished(final: Path, recipe: str) -> Artifact | None:
     """
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return None
-    if not (final / NAME).is_file():
-        raise OutputError(
-            f"{final} is not empty and is no artifact", expected="an empty or new directory", fix="choose another --out"
-        )
+    require_replaceable(final)
     artifact = open_artifact(final)
     if artifact.manifest.recipe != recipe:
         raise OutputError(
@@ -189,6 +203,18 @@ def finished(final: Path, recipe: str) -> Artifact | None:
             fix="choose another --out, or replace the artifact with --force",
         )
     return artifact
+
+
+def require_replaceable(final: Path) -> None:
+    """Check that nothing but an artifact is under `final`; what else a user keeps there, not even `--force` removes.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())) and not (final / NAME).is_file():
+        raise OutputError(
+            f"{final} is not empty and is no artifact", expected="an empty or new directory", fix="choose another --out"
+        )
 
 
 def describe_plan(
@@ -216,7 +242,10 @@ def data_record(data: DataRecord | None) -> dict[str, Any]:
 
 def _freshen_latest(workspace: Workspace, artifact: Artifact) -> None:
     """Move `latest` to an artifact that a crash published without it."""
-    newest = workspace.newest([artifact.kind])
+    try:
+        newest = workspace.newest([artifact.kind])
+    except InputError:  # the newest is damaged, which is no fault of this one
+        return
     if newest.manifest.created < artifact.manifest.created:
         point_latest(artifact.path)
 
@@ -245,7 +274,7 @@ def _work(
 ) -> None:
     """Run the stage in its staging directory and write the manifest last."""
     start_s = time.monotonic()
-    with InterruptFlag(console) as interrupt, resources_as_errors(staging.path):
+    with InterruptFlag(console) as interrupt:
         job = Job(
             config=plan.config,
             execution=options.execution,
@@ -307,7 +336,12 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def resources_as_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk and exhausted memory, however a library reports them, into the error with exit code 6."""
+    """Turn a full disk and exhausted memory, however a library reports them, into the error with exit code 6.
+
+    Raises:
+        ResourceError: disk or memory ran out.
+        OutputError: `path`, where the artifact goes, may not be written to.
+    """
     try:
         yield
     except ResourceError:
@@ -317,6 +351,12 @@ def resources_as_errors(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if is_disk_full(error):
             raise disk_full(path) from error
+        if isinstance(error, OSError) and error.errno in READ_ONLY_ERRORS:
+            raise OutputError(
+                f"{error.filename or path}: {error.strerror}",
+                expected="a directory that can be written to",
+                fix="choose another --workspace or --out",
+            ) from error
         if "allocate memory" in str(error) or "out of memory" in str(error).lower():
             raise _out_of_memory(error) from error
         raise

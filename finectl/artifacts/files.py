@@ -13,6 +13,7 @@ from typing import Any
 from finectl.errors import InputError, ResourceError
 
 CHUNK_BYTES = 1 << 20
+MAX_NAME_BYTES = 255
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -67,6 +68,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def sync_directories(root: Path) -> None:
+    """Flush the entries of a directory and of all directories in it."""
+    for folder, _, _ in os.walk(root):
+        sync(Path(folder))
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Tell whether an exception, also one raised by the safetensors library as plain text, means a full disk."""
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
@@ -108,9 +115,10 @@ def path_inside(root: Path, relative: str) -> Path:
         InputError: the path is absolute, has a `..` part, or leads out of `root` through a link.
     """
     pure = PurePosixPath(relative)
-    if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative:
+    leads_out = not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative
+    if leads_out or "\0" in relative or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in pure.parts):
         raise InputError(
-            f"the manifest of {root} names the path {relative!r}, which leads out of the artifact",
+            f"the manifest of {root} names the path {relative[:300]!r}, which leads out of the artifact",
             expected="relative paths without '..'",
             fix=f"do not use this artifact; see who wrote it: finectl show {root}",
         )

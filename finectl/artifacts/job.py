@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,8 @@ class InterruptFlag:
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self.__exit__()
-        self._console.note(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of another write to the same stream
+            self._console.note(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from finectl.errors import InputError
 
 NAME = "manifest.yaml"
 SCHEMA = "finectl/1"
+DATA_KEYS = {"name", "fingerprint", "count", "bundled"}
 # Wall times and drawings differ from run to run; what an artifact's children read does not.
 UNDIGESTED = ("log.jsonl", "plots/")
 
@@ -73,12 +74,13 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file with the safe loader.
 
     Raises:
-        InputError: the file is not YAML, or holds a tag that asks for anything but plain values.
+        InputError: the file is not YAML, cannot be read, or holds a tag that asks for anything but plain values.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - one of the two safe loaders
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # An impossible date or number is a ValueError, endless nesting a RecursionError.
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not plain YAML: {reason}", expected="plain values, no tags") from error
 
@@ -130,8 +132,12 @@ def _checked(path: Path, raw: dict[str, Any]) -> Manifest:
     try:
         raw["files"] = [FileRecord(str(f["path"]), int(f["bytes"]), str(f["sha256"])) for f in raw["files"]]
         raw["parents"] = [ParentRecord(str(p["role"]), str(p["path"]), str(p["digest"])) for p in raw["parents"]]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise _malformed(path, f"an entry of files or parents is not complete ({error})") from error
+    if not all(isinstance(word, str) for word in raw["command"]):
+        raise _malformed(path, "'command' is not a list of words")
+    if raw["data"] and not DATA_KEYS <= set(raw["data"]):
+        raise _malformed(path, f"'data' lacks {', '.join(sorted(DATA_KEYS - set(raw['data'])))}")
     return Manifest(**{key: raw[key] for key in known})
 
 

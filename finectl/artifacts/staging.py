@@ -16,16 +16,29 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 
-from finectl.artifacts.files import path_inside, remove_tree, sha256_file, sync, write_atomic, write_json
-from finectl.artifacts.manifest import NAME, FileRecord
+from finectl.artifacts.files import (
+    is_disk_full,
+    path_inside,
+    remove_tree,
+    sha256_file,
+    sync,
+    sync_directories,
+    write_atomic,
+    write_json,
+)
+from finectl.artifacts.manifest import NAME, FileRecord, read_manifest
 from finectl.artifacts.store import LATEST, REPLACED_SUFFIX
 from finectl.errors import OutputError
 
 STATE = "state"
 OWNER = "owner.json"
 RECIPE = "recipe"
+# A process that looks at the workspace holds a lock for an instant; one at work holds it for long.
+LOCK_ATTEMPTS = 5
+LOCK_PAUSE_S = 0.05
 
 
 class Staging:
@@ -37,15 +50,19 @@ class Staging:
         fresh: Drop what an earlier run left there, of whatever recipe, instead of going on from it.
 
     Raises:
-        OutputError: another process holds it, or it belongs to another recipe (exit code 4).
+        OutputError: another process holds it, it belongs to another recipe, or it cannot be made (exit code 4).
     """
 
     def __init__(self, final: Path, recipe: str, *, fresh: bool = False) -> None:
         self.final = final
         self.recipe = recipe
         self.path = final.with_name(f".{final.name}.partial")
+        self._replaced = final.with_name(f".{final.name}{REPLACED_SUFFIX}")
         self._lock = self._acquire()
         try:
+            if self._replaced.is_dir() and not final.exists():
+                os.rename(self._replaced, final)  # a crash in the middle of a replacement
+            self._discard_replaced()
             if fresh:
                 self.clear()
                 (self.path / RECIPE).unlink(missing_ok=True)
@@ -56,13 +73,19 @@ class Staging:
 
     def _acquire(self) -> int:
         """Lock the directory itself: the lock dies with the process, and leaves no file behind."""
+        refused = 0
         while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            handle = self._open()
+            if handle is None:
+                continue
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(handle)
+                refused += 1
+                if refused < LOCK_ATTEMPTS:
+                    time.sleep(LOCK_PAUSE_S)
+                    continue
                 raise OutputError(
                     f"{self.final} is being made by {self._owner()}",
                     expected="one process for one recipe",
@@ -71,6 +94,25 @@ class Staging:
             if self._is_current(handle):
                 return handle
             os.close(handle)  # published or removed between opening and locking it: look again
+
+    def _open(self) -> int | None:
+        """Make the directory if need be and open it; None when it vanished in between."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            raise OutputError(
+                f"{self.path} cannot be made: {error.strerror}",
+                expected="a directory that can be written to",
+                fix="choose another --workspace or --out",
+            ) from error
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be opened: {error.strerror}", fix="choose another --out") from error
 
     def _is_current(self, handle: int) -> bool:
         try:
@@ -92,6 +134,12 @@ class Staging:
                 f"{self.path} holds unfinished work of another recipe ({recipe.read_text()[:8]}, not {self.recipe[:8]})",
                 expected="an output directory of its own for each recipe",
                 fix=f"finish that work, or start afresh with --no-resume, or remove it: rm -r {self.path}",
+            )
+        if self.finished and not recipe.exists() and read_manifest(self.path).recipe != self.recipe:
+            raise OutputError(
+                f"{self.path} holds a finished artifact of another recipe that only has to be published",
+                expected="an output directory of its own for each recipe",
+                fix=f"run the command that made it again, or start afresh with --no-resume, or: rm -r {self.path}",
             )
         write_json(self.path / OWNER, {"pid": os.getpid(), "host": socket.gethostname()})
         write_atomic(recipe, self.recipe.encode())
@@ -135,27 +183,34 @@ class Staging:
         Raises:
             OutputError: something is under the final name and may not be replaced.
         """
+        taken = self.final.exists() and any(self.final.iterdir())
+        if taken and not (replace and (self.final / NAME).is_file()):
+            raise OutputError(f"{self.final} is in the way", fix="choose another --out, or replace an artifact with --force")
         remove_tree(self.path / STATE)
         for name in (OWNER, RECIPE):
             (self.path / name).unlink(missing_ok=True)
         for stray in self.path.rglob(".*.tmp"):
             stray.unlink()
-        sync(self.path)
-        old = self.final.with_name(f".{self.final.name}{REPLACED_SUFFIX}")
-        if self.final.exists() and any(self.final.iterdir()):
-            if not replace:
-                raise OutputError(
-                    f"{self.final} is in the way", fix="choose another --out, or replace it with --force"
-                )
-            remove_tree(old)
-            os.rename(self.final, old)
+        sync_directories(self.path)
+        if taken:
+            os.rename(self.final, self._replaced)
         os.rename(self.path, self.final)
         sync(self.final.parent)
-        remove_tree(old)
+        self._discard_replaced()
         return self.final
 
+    def _discard_replaced(self) -> None:
+        """Remove a replaced artifact under a name from which nothing is put back: removal may stop half-way."""
+        discarded = self.final.with_name(f".{self.final.name}.discarded")
+        if self._replaced.is_dir():
+            remove_tree(discarded)
+            os.rename(self._replaced, discarded)
+        remove_tree(discarded)
+
     def discard_if_empty(self) -> None:
-        """Remove the staging directory when no work has been saved in it."""
+        """Remove the staging directory when no work has been saved in it; once published, it may be another's."""
+        if not self._is_current(self._lock):
+            return
         entries = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
         state_saved = (self.path / STATE).exists() and any((self.path / STATE).iterdir())
         if not state_saved and NAME not in entries:

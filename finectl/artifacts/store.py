@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from finectl.registry import nearest
 ENVIRONMENT_VARIABLE = "FINECTL_WORKSPACE"
 LATEST = "latest"
 REPLACED_SUFFIX = ".replaced"
+SHOWN_CHARACTERS = 300
+REPLACEMENT_ATTEMPTS = 50
+REPLACEMENT_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,21 @@ def is_locked(directory: Path) -> bool:
         os.close(handle)
 
 
+def _is_dir(path: Path) -> bool:
+    """Tell whether a directory is there; text that cannot be a path is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _named(path: Path) -> Path:
+    """Return the path under the artifact's own name: `latest` is followed by one step, `.` and `..` are spelled out."""
+    if path.is_symlink():
+        return path.parent / os.readlink(path)
+    return path.resolve() if path.name in ("", "..") else path
+
+
 class Workspace:
     """A directory of artifacts, one folder a kind.
 
@@ -158,26 +178,45 @@ class Workspace:
                     yield path, error
 
     def recover(self, folder: Path) -> None:
-        """Put back an artifact that a crash caught between being set aside and being replaced."""
-        for old in folder.glob(f".*{REPLACED_SUFFIX}"):
+        """Put back an artifact that a crash caught between being set aside and being replaced.
+
+        A process at work needs an instant between the two; that is waited for.
+        """
+        for old in sorted(folder.glob(f".*{REPLACED_SUFFIX}")):
             final = folder / old.name[1 : -len(REPLACED_SUFFIX)]
-            if not final.exists() and not is_locked(final.with_name(f".{final.name}.partial")):
-                os.rename(old, final)
+            for _ in range(REPLACEMENT_ATTEMPTS):
+                if final.exists():
+                    break
+                if not is_locked(final.with_name(f".{final.name}.partial")):
+                    with contextlib.suppress(OSError):  # another process was first, or this one may only read
+                        os.rename(old, final)
+                    break
+                time.sleep(REPLACEMENT_PAUSE_S)
 
     def newest(self, kinds: Sequence[str]) -> Artifact:
         """Return the newest published artifact of the first of `kinds` that has one.
 
+        Where `latest` is gone, a damaged artifact does not hide the whole ones.
+
         Raises:
-            InputError: there is none; the message names the command that makes one.
+            InputError: there is none, and the message names the command that makes one; or the newest is damaged.
         """
         for kind in kinds:
             self.recover(self.root / kind)
             link = self.root / kind / LATEST
             if link.is_symlink() and link.exists():
                 return open_artifact(self.directory(kind, os.readlink(link)), kinds)
-            paths = self.paths(kind)
-            if paths:
-                return max((open_artifact(path, kinds) for path in paths), key=lambda a: (a.manifest.created, a.name))
+            whole: list[Artifact] = []
+            damage: FinectlError | None = None
+            for path in self.paths(kind):
+                try:
+                    whole.append(open_artifact(path, kinds))
+                except FinectlError as error:
+                    damage = error
+            if whole:
+                return max(whole, key=lambda a: (a.manifest.created, a.name))
+            if damage is not None:
+                raise damage
         raise InputError(
             f"there is no {' or '.join(kinds)} artifact in the workspace {self.root}",
             expected=f"{KINDS[kinds[0]].help}",
@@ -199,18 +238,18 @@ class Workspace:
         path = Path(text)
         if path.name == NAME:
             path = path.parent
-        if path.is_dir():
-            return open_artifact(path.resolve() if path.is_symlink() else path, kinds)
+        if _is_dir(path):
+            return open_artifact(_named(path), kinds)
         kind, _, name = text.rstrip("/").rpartition("/")
         if kind in KINDS and name == LATEST:
             return self.newest([kind])
         for candidate in [kind] if kind in KINDS else ([] if kind else wanted):
             self.recover(self.root / candidate)
-            if name and self.directory(candidate, name).is_dir():
+            if name and _is_dir(self.directory(candidate, name)):
                 return open_artifact(self.directory(candidate, name), kinds)
         names = [f"{k}/{p.name}" for k in wanted for p in self.paths(k)]
         raise InputError(
-            f"there is no artifact {text!r} in the workspace {self.root}{nearest(text, names)}",
+            f"there is no artifact {text[:SHOWN_CHARACTERS]!r} in the workspace {self.root}{nearest(text, names)}",
             expected="a path, kind/name, 'latest' or '-'",
             fix="finectl ls",
         )

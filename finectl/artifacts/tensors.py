@@ -56,7 +56,14 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     check_header(path)
-    return load_file(path, device=device)
+    try:
+        return load_file(path, device=device)
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors"):
+            raise InputError(
+                f"{path} is not a whole safetensors file: {error}", fix="make the artifact again with --force"
+            ) from error
+        raise
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def read_header(path: Path) -> dict[str, Any]:
         return header
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing", fix="make the artifact again with --force") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not a whole safetensors file: {error}", fix="make the artifact again with --force"
         ) from error

@@ -19,7 +19,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_picture(levels: Tensor) -> Image.Image:
-    """Return one image (C, H, W) of uint8 levels as a grey or RGB picture; of more channels the first three are used."""
+    """Return one image (C, H, W) of uint8 levels as a grey or RGB picture; of more channels the first three."""
     if levels.shape[0] in (1, 2):
         return Image.fromarray(levels[0].cpu().numpy())
     return Image.fromarray(levels[:3].permute(1, 2, 0).contiguous().cpu().numpy())

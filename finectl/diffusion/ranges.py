@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from finectl.errors import UsageError
 
 
@@ -14,4 +16,4 @@ def equal_ranges(timesteps: int, count: int) -> list[tuple[int, int]]:
     if not 1 <= count <= timesteps:
         raise UsageError(f"{count} ranges of {timesteps} timesteps", expected=f"between 1 and {timesteps}")
     borders = [round(index * timesteps / count) for index in range(count + 1)]
-    return [(first, end - 1) for first, end in zip(borders[:-1], borders[1:], strict=True)]
+    return [(first, end - 1) for first, end in pairwise(borders)]

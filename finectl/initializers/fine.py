@@ -110,8 +110,8 @@ def freeze(model: DiT, copied: Mapping[str, Tensor], biases: bool) -> None:
 def tune(request: Request, model: DiT) -> dict[str, Any]:
     """Tune what is trainable on a small, fixed part of the target data and return the cost.
 
-    Adam moves a parameter by about its learning rate an update, so sigma, of scale 1, gets a rate of its own, which
-    falls to 0; the other parts keep the usual one.
+    Adam moves a parameter by about its learning rate an update, so sigma, of scale 1, and the biases that go with it
+    get a rate of their own, which falls to 0; parts that start anew keep the usual one.
     """
     config = request.job.config
     part = load(config.data, "train", config.image_size).subset(config.tune_samples, config.seed)
@@ -121,6 +121,7 @@ def tune(request: Request, model: DiT) -> dict[str, Any]:
         batch_size=config.batch_size,
         lr=usual,
         lr_schedule="cosine",
+        warmup_steps=0,
         weight_decay=0.0,
         ema=0.0,
         eval_every=0,
@@ -128,8 +129,8 @@ def tune(request: Request, model: DiT) -> dict[str, Any]:
     )
     named = list(model.named_parameters())
     groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in named if name.endswith(".sigma")], "lr": config.tune_lr},
-        {"params": [parameter for name, parameter in named if not name.endswith(".sigma")], "lr": usual},
+        {"params": [parameter for name, parameter in named if name.startswith("blocks.")], "lr": config.tune_lr},
+        {"params": [parameter for name, parameter in named if not name.startswith("blocks.")], "lr": usual},
     ]
     return fit(request.job, model, part, settings, groups=groups).cost
 

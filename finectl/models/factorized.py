@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from finectl.models.cost import MATERIALISE, SEQUENCE, cheaper_way
 
 AUTO = "auto"
+SIGMA_SPREAD = 0.1
+"""Standard deviation of a new layer's sigma over its mean."""
 
 
 class SharedFactors(nn.Module):
@@ -218,15 +220,15 @@ def unit_columns(rows: int, rank: int, generator: torch.Generator) -> Tensor:
 
 
 def random_sigma(count: int, outputs: int, inputs: int, rank: int, generator: torch.Generator) -> Tensor:
-    """Draw the diagonal of one layer, (count,) float32: +-|N(1, 0.1)| sqrt(2 m1 m2 / (r (m1 + m2))).
+    """Draw the diagonal of one layer, (count,) float32: N(1, 0.1) sqrt(2 m1 m2 / (1.01 r (m1 + m2))).
 
-    With columns of unit length in U and V, the entries of W then have Xavier's variance 2 / (m1 + m2). Random signs
-    keep the layers of a type, which share U and V, from starting alike.
+    With columns of unit length in U and V, the entries of W then have Xavier's variance 2 / (m1 + m2). Layers of a
+    type, which share U and V, start apart by their draws, but with equal signs: between layers whose signs differ
+    sigma has no curve over depth, and a model of another depth that is read off it starts badly.
     """
     noise = torch.randn(count, generator=generator, device=generator.device)
-    coin = torch.rand(count, generator=generator, device=generator.device)
-    scale = math.sqrt(2 * outputs * inputs / (rank * (outputs + inputs)))
-    return torch.where(coin < 0.5, -1.0, 1.0) * (1 + 0.1 * noise).abs() * scale
+    variance = 2 * outputs * inputs / (rank * (outputs + inputs))
+    return (1 + SIGMA_SPREAD * noise) * math.sqrt(variance / (1 + SIGMA_SPREAD**2))
 
 
 __all__ = [

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from finectl.artifacts.files import write_json
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
-from finectl.data.sources import DataInfo
 from finectl.errors import InputError
 from finectl.models.presets import DiTConfig
 
@@ -30,9 +29,12 @@ def read_config(artifact: Artifact) -> DiTConfig:
         InputError: it has none, or one that this finectl does not know.
     """
     try:
-        return DiTConfig.from_dict(json.loads(artifact.file(CONFIG).read_text(encoding="utf-8")))
+        values = json.loads(artifact.file(CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{artifact.path / CONFIG} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{artifact.path / CONFIG} is a {type(values).__name__}", expected="an object")
+    return DiTConfig.from_dict(values)
 
 
 def save_model(
@@ -84,20 +86,3 @@ def misfits(model: DiT, state: Mapping[str, Tensor]) -> list[str]:
     lines += [f"{name} is unknown" for name in found if name not in wanted]
     both = [name for name in wanted if name in found and wanted[name] != found[name]]
     return lines + [f"{name} has shape {found[name]}, not {wanted[name]}" for name in both]
-
-
-def require_fit(artifact: Artifact, data: DataInfo) -> None:
-    """Check that a model takes the images and labels of a data set.
-
-    Raises:
-        InputError: it does not; the message gives both shapes.
-    """
-    model = read_config(artifact)
-    wanted = (model.channels, model.image_size, model.num_classes)
-    found = (data.channels, data.image_size, data.num_classes)
-    if wanted != found:
-        raise InputError(
-            f"{data.name} has {found[0]}x{found[1]}x{found[1]} images of {found[2]} classes",
-            expected=f"{wanted[0]}x{wanted[1]}x{wanted[1]} images of {wanted[2]} classes, as {artifact.path} takes",
-            fix=f"initialise a model for that data: finectl init --data {data.name}",
-        )

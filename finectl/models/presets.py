@@ -280,7 +280,9 @@ def _factors_from(values: Any) -> FactorConfig:
     return FactorConfig(types=tuple(types), **_checked(FactorConfig, rest, skip=("types",)))
 
 
-def _checked(cls: type[DiTConfig] | type[FactorConfig], values: dict[str, Any], skip: tuple[str, ...]) -> dict[str, Any]:
+def _checked(
+    cls: type[DiTConfig] | type[FactorConfig], values: dict[str, Any], skip: tuple[str, ...]
+) -> dict[str, Any]:
     """Return `values` when every name is a field of the dataclass `cls`, none is missing and all types fit."""
     known = {field.name: field for field in fields(cls)}
     for name, value in values.items():

@@ -27,6 +27,9 @@ from finectl.training.settings import (
 
 SMALL_STEPS = 1500
 PAPER_STEPS = 30_000
+# sigma is of scale 1, entries of U and V are of scale 1 / sqrt(width), and Adam moves all by about the same. In a short
+# run sigma needs larger steps to take shape; 30,000 steps are enough without.
+SMALL_SIGMA_FACTOR = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Config:
     steps: int | None
     batch_size: int | None
     lr: float | None
+    sigma_lr: float | None
     lr_schedule: str
+    warmup_steps: int | None
     weight_decay: float
     ema: float | None
     eval_every: int | None
@@ -63,6 +68,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     data = resolve_data(config.data, config.image_size, ())
     model = architecture(config, data)
     factors = cast(FactorConfig, model.factorized)
+    settings = resolve_settings(config, data.bundled, small_steps=SMALL_STEPS, paper_steps=PAPER_STEPS)
+    sigma_lr = settings["lr"] * (SMALL_SIGMA_FACTOR if data.bundled else 1.0)
     resolved = replace(
         config,
         data=data.name,
@@ -70,17 +77,17 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         depth=model.depth,
         rank=factors.rank,
         factorize=",".join(factors.types),
-        **resolve_settings(config, data.bundled, small_steps=SMALL_STEPS, paper_steps=PAPER_STEPS),
+        sigma_lr=sigma_lr if config.sigma_lr is None else config.sigma_lr,
+        **settings,
     )
-    settings = settings_of(resolved)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if config.data is None:
-        notes = (f"no --data: training on the bundled {data.name} with {describe_settings(settings)}",)
+        notes = (f"no --data: training on the bundled {data.name} with {describe_settings(settings_of(resolved))}",)
     return Plan(
         resolved,
         slug=f"{config.model.replace('/', '-')}-l{model.depth}-r{factors.rank}",
         data=data,
-        summary=training_estimate(model, settings),
+        summary=training_estimate(model, settings_of(resolved)),
         notes=notes,
     )
 
@@ -128,7 +135,12 @@ def run(job: Job[Config]) -> Outcome:
     heldout = heldout_evaluator(
         load(config.data or "", "heldout", config.image_size), resolve_device(job.execution.device)
     )
-    trained = fit(job, model, train, settings_of(config), heldout=heldout)
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [parameter for name, parameter in named if not name.endswith(".sigma")]},
+        {"params": [parameter for name, parameter in named if name.endswith(".sigma")], "lr": config.sigma_lr},
+    ]
+    trained = fit(job, model, train, settings_of(config), groups=groups, heldout=heldout)
     save_model(job.directory, model_config, trained.model.state_dict(), trained.ema.state_dict())
     counts = count_parameters(model_config)
     return Outcome(metrics={"parameters": counts["total"], "parameters_shared": counts["factors"]}, cost=trained.cost)

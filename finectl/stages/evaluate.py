@@ -18,14 +18,13 @@ from finectl.artifacts.lineage import model_chain, total_cost, trace
 from finectl.artifacts.manifest import Manifest
 from finectl.artifacts.store import Artifact
 from finectl.console import format_table
-from finectl.data.sources import DataInfo
 from finectl.errors import ComputationError, UsageError
 from finectl.metrics import METRICS, SAMPLE_METRICS
-from finectl.models.io import load_model, read_config, require_fit
+from finectl.models.io import load_model, read_config
 from finectl.models.presets import count_parameters
 from finectl.training.log import NAME as LOG
 from finectl.training.log import read_log
-from finectl.training.settings import resolve_data
+from finectl.training.settings import require_fit, resolve_data
 
 if TYPE_CHECKING:
     import torch

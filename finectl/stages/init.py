@@ -12,10 +12,11 @@ from finectl.data.sources import DataInfo
 from finectl.errors import UsageError
 from finectl.initializers import METHODS, SOURCES
 from finectl.models.io import read_config, save_model
+from finectl.models.learngene import dense_config
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
 from finectl.training.settings import PAPER, SMALL, resolve_data
 
-SMALL_TUNE_STEPS = 100
+SMALL_TUNE_STEPS = 50
 PAPER_TUNE_STEPS = 300
 TUNE_PERCENT = 5
 LEAST_TUNE_SAMPLES = 256
@@ -67,7 +68,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     size = config.image_size or (source.image_size if source and config.data is None else None)
     data = resolve_data(config.data, size, parents)
     target = architecture(config, source, data)
-    defaults = SMALL if data.bundled else PAPER
+    usual_batch = int((SMALL if data.bundled else PAPER)["batch_size"])
     tunes = config.method == "fine"
     samples = max(LEAST_TUNE_SAMPLES, data.train_count * TUNE_PERCENT // 100)
     steps = SMALL_TUNE_STEPS if data.bundled else PAPER_TUNE_STEPS
@@ -78,7 +79,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         image_size=data.image_size,
         tune_steps=(steps if config.tune_steps is None else config.tune_steps) if tunes else 0,
         tune_samples=(config.tune_samples or min(samples, data.train_count)) if tunes else None,
-        batch_size=(config.batch_size or defaults["batch_size"]) if tunes else None,
+        batch_size=(config.batch_size or usual_batch) if tunes else None,
     )
     parameters = count_parameters(target)["total"]
     return Plan(
@@ -91,10 +92,20 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
 
 def architecture(config: Config, source: DiTConfig | None, data: DataInfo) -> DiTConfig:
     """Return the dense target: the shapes of the source or of `--model`, with the data's images and classes."""
-    images = {"image_size": data.image_size, "channels": data.channels, "num_classes": data.num_classes}
     if source is None:
-        return preset(cast(str, config.model), depth=config.depth, **images)
-    return replace(source, depth=config.depth or source.depth, factorized=None, **images)
+        return preset(
+            cast(str, config.model),
+            depth=config.depth,
+            image_size=data.image_size,
+            channels=data.channels,
+            num_classes=data.num_classes,
+        )
+    return replace(
+        dense_config(source, config.depth or source.depth),
+        image_size=data.image_size,
+        channels=data.channels,
+        num_classes=data.num_classes,
+    )
 
 
 def run(job: Job[Config]) -> Outcome:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
-from finectl.models.io import load_model, read_config, require_fit, save_model
+from finectl.models.io import load_model, read_config, save_model
 from finectl.training.settings import (
     describe_settings,
+    require_fit,
     resolve_data,
     resolve_settings,
     settings_of,
@@ -31,6 +32,7 @@ class Config:
     batch_size: int | None
     lr: float | None
     lr_schedule: str
+    warmup_steps: int | None
     weight_decay: float
     ema: float | None
     eval_every: int | None

@@ -80,7 +80,7 @@ def fit(
     if device.type == "cpu":
         tune_allocator()
     model.to(device).train()
-    optimizer = make_optimizer(groups or list(model.parameters()), settings.lr, settings.weight_decay)
+    optimizer = make_optimizer(groups or [{"params": list(model.parameters())}], settings.lr, settings.weight_decay)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
     ema = Ema(model.named_parameters(), settings.ema)
     schedule = NoiseSchedule.linear(device)
@@ -152,10 +152,11 @@ def train_step(
 
 
 def lr_factor(settings: TrainSettings, step: int) -> float:
-    """Return what the learning rate is multiplied by at a step: 1, or a half cosine from 1 to 0."""
+    """Return what the learning rate is multiplied by at a step: a linear rise to 1, then 1 or a half cosine to 0."""
+    warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     if settings.lr_schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        return warmup
+    return warmup * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
 class _Clock:

@@ -9,6 +9,8 @@ from typing import Any
 
 from finectl.artifacts.store import Artifact
 from finectl.data.sources import DataInfo, describe
+from finectl.errors import InputError
+from finectl.models.io import read_config
 from finectl.models.presets import DiTConfig, count_parameters
 
 DEFAULT_DATA = "digits"
@@ -23,6 +25,8 @@ class TrainSettings:
         batch_size: Images an update.
         lr: Learning rate of AdamW.
         lr_schedule: `constant`, or `cosine` down to 0.
+        warmup_steps: Updates over which the learning rate rises to `lr`; Adam's first steps, of full size in every
+            weight, would else undo what a good initialisation holds.
         weight_decay: Decoupled weight decay.
         ema: Decay of the exponential moving average, in [0, 1].
         eval_every: Held-out loss every so many updates; 0 never.
@@ -33,6 +37,7 @@ class TrainSettings:
     batch_size: int
     lr: float
     lr_schedule: str
+    warmup_steps: int
     weight_decay: float
     ema: float
     eval_every: int
@@ -40,8 +45,8 @@ class TrainSettings:
 
 
 # Bundled sets are small enough for a laptop; other data gets the papers' settings (FINE, arXiv 2409.19289, section 4).
-SMALL = {"batch_size": 128, "lr": 1e-3, "ema": 0.99}
-PAPER = {"batch_size": 256, "lr": 1e-4, "ema": 0.9999}
+SMALL = {"batch_size": 128, "lr": 1e-3, "ema": 0.99, "warmup_steps": 100}
+PAPER = {"batch_size": 256, "lr": 1e-4, "ema": 0.9999, "warmup_steps": 0}
 
 
 def resolve_settings(config: Any, bundled: bool, *, small_steps: int, paper_steps: int) -> dict[str, Any]:
@@ -76,6 +81,23 @@ def resolve_data(spec: str | None, image_size: int | None, parents: Sequence[Art
     source, colon, path = chosen.partition(":")
     # An absolute path, so that the stages that inherit the data find it from any working directory.
     return describe(f"{source}:{os.path.abspath(path)}" if colon and path else chosen, image_size)
+
+
+def require_fit(artifact: Artifact, data: DataInfo) -> None:
+    """Check that a model takes the images and labels of a data set.
+
+    Raises:
+        InputError: it does not; the message gives both shapes.
+    """
+    model = read_config(artifact)
+    wanted = (model.channels, model.image_size, model.num_classes)
+    found = (data.channels, data.image_size, data.num_classes)
+    if wanted != found:
+        raise InputError(
+            f"{data.name} has {found[0]}x{found[1]}x{found[1]} images of {found[2]} classes",
+            expected=f"{wanted[0]}x{wanted[1]}x{wanted[1]} images of {wanted[2]} classes, as {artifact.path} takes",
+            fix=f"initialise a model for that data: finectl init --data {data.name}",
+        )
 
 
 def describe_settings(settings: TrainSettings) -> str:

@@ -39,7 +39,7 @@ def save_state(
     Raises:
         ResourceError: the disk is full; the state saved before is intact.
     """
-    tensors = {f"model/{name}": value for name, value in model.named_parameters()}
+    tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in model.named_parameters()}
     if ema is not None:
         tensors.update({f"ema/{name}": value for name, value in ema.state_dict().items()})
     for name, slots in _optimizer_slots(model, optimizer).items():

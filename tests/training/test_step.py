@@ -1,0 +1,108 @@
+"""Optimiser and moving average."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from finectl.errors import InputError
+from finectl.training.memory import tune_allocator
+from finectl.training.step import Ema, make_optimizer
+
+
+def test_optimizer_takes_the_published_step_and_leaves_frozen_parameters_out() -> None:
+    torch.manual_seed(0)
+    ours, reference = nn.Linear(5, 3), nn.Linear(5, 3)
+    reference.load_state_dict(ours.state_dict())
+    ours.bias.requires_grad_(False)
+    optimizer = make_optimizer(ours.parameters(), lr=1e-2, weight_decay=0.1)
+    expected = torch.optim.AdamW([reference.weight], lr=1e-2, weight_decay=0.1, foreach=False)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
+    for _ in range(5):
+        x = torch.randn(4, 5)
+        for model, update in ((ours, optimizer), (reference, expected)):
+            update.zero_grad()
+            model(x).square().sum().backward()
+            update.step()
+    assert torch.allclose(ours.weight, reference.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_optimizer_keeps_the_learning_rates_of_groups() -> None:
+    fast, slow = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer([{"params": [fast], "lr": 0.5}, {"params": [slow]}], lr=0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
+
+
+def test_ema_is_the_closed_form_sum() -> None:
+    parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    ema = Ema([("p", parameter), ("frozen", frozen)], 0.9)
+    for value in range(1, 6):
+        parameter.data.fill_(value)
+        frozen.data.fill_(value)
+        ema.update()
+    expected = sum(0.1 * 0.9 ** (5 - value) * value for value in range(1, 6))
+    assert ema.shadow["p"].item() == pytest.approx(expected, rel=1e-12)
+    assert ema.shadow["frozen"].item() == 1.0
+
+
+def test_resumed_ema_equals_an_unbroken_one_bit_for_bit() -> None:
+    def run(model: nn.Linear, ema: Ema, steps: range) -> None:
+        for step in steps:
+            with torch.no_grad():
+                generator = torch.Generator().manual_seed(step)
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn(parameter.shape, generator=generator))
+            ema.update()
+
+    torch.manual_seed(0)
+    whole = nn.Linear(7, 3)
+    broken = nn.Linear(7, 3)
+    broken.load_state_dict(whole.state_dict())
+    one = Ema(whole.named_parameters(), 0.999)
+    run(whole, one, range(6))
+
+    first = Ema(broken.named_parameters(), 0.999)
+    run(broken, first, range(3))
+    saved = {name: value.clone() for name, value in first.state_dict().items()}
+    second = Ema(broken.named_parameters(), 0.999)
+    second.load_state_dict(saved)
+    run(broken, second, range(3, 6))
+    assert all(torch.equal(value, second.shadow[name]) for name, value in one.shadow.items())
+
+
+def test_ema_keeps_float32_for_narrow_parameters() -> None:
+    parameter = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    ema = Ema([("p", parameter)], 0.999)
+    parameter.data.fill_(2)
+    ema.update()
+    assert ema.shadow["p"].dtype == torch.float32
+    assert ema.shadow["p"][0].item() == pytest.approx(1.001)
+
+
+def test_ema_refuses_a_state_of_another_model() -> None:
+    ema = Ema(nn.Linear(2, 2).named_parameters(), 0.9)
+    with pytest.raises(InputError, match="odd"):
+        ema.load_state_dict({**ema.state_dict(), "odd": torch.zeros(1)})
+    with pytest.raises(InputError, match="shape"):
+        ema.load_state_dict({**ema.state_dict(), "bias": torch.zeros(3)})
+
+
+def test_applied_average_is_taken_back_after_an_error() -> None:
+    model = nn.Linear(2, 2)
+    ema = Ema(model.named_parameters(), 0.5)
+    raw = torch.full((2, 2), 4.0)
+    model.weight.data.copy_(raw)
+    with pytest.raises(RuntimeError, match="inside"), ema.applied():
+        assert torch.equal(model.weight, ema.shadow["weight"])
+        raise RuntimeError("inside")
+    assert torch.equal(model.weight, raw)
+
+
+def test_allocator_settings_leave_a_users_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    tune_allocator()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"

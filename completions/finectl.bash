@@ -19,7 +19,9 @@ _finectl() {
         condense:--steps) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--batch-size) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--lr) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        condense:--sigma-lr) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--lr-schedule) COMPREPLY=($(compgen -W 'constant cosine' -- "$cur")); return ;;
+        condense:--warmup-steps) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--weight-decay) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--ema) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--eval-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
@@ -42,6 +44,7 @@ _finectl() {
         init:--depth) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         init:--model) COMPREPLY=($(compgen -W 'dit-nano dit-s dit-b dit-l dit-xl' -- "$cur")); return ;;
         init:--sigma) COMPREPLY=($(compgen -W 'interpolated identical random' -- "$cur")); return ;;
+        init:--depth-scale) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         init:--tune-steps) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         init:--tune-samples) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         init:--tune-lr) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
@@ -62,6 +65,7 @@ _finectl() {
         train:--batch-size) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--lr) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--lr-schedule) COMPREPLY=($(compgen -W 'constant cosine' -- "$cur")); return ;;
+        train:--warmup-steps) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--weight-decay) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--ema) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--eval-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
@@ -110,10 +114,10 @@ _finectl() {
         doctor:--workspace) COMPREPLY=($(compgen -d -- "$cur")); return ;;
     esac
     case $command in
-        condense) options='--help -h --model --depth --factorize --rank --overcomplete --sigma-sharing --learn-sigma --no-learn-sigma --frequency-divisor --data --image-size --steps --batch-size --lr --lr-schedule --weight-decay --ema --eval-every --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words="" ;;
+        condense) options='--help -h --model --depth --factorize --rank --overcomplete --sigma-sharing --learn-sigma --no-learn-sigma --frequency-divisor --data --image-size --steps --batch-size --lr --sigma-lr --lr-schedule --warmup-steps --weight-decay --ema --eval-every --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words="" ;;
         extract) options='--help -h --weights --depths --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words=" $(_finectl_artifacts) latest" ;;
-        init) options='--help -h --method --depth --model --sigma --tune-steps --tune-samples --tune-lr --tune-biases --no-tune-biases --batch-size --data --image-size --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words=" $(_finectl_artifacts) latest" ;;
-        train) options='--help -h --weights --data --image-size --steps --batch-size --lr --lr-schedule --weight-decay --ema --eval-every --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words=" $(_finectl_artifacts) latest" ;;
+        init) options='--help -h --method --depth --model --sigma --depth-scale --tune-steps --tune-samples --tune-lr --tune-biases --no-tune-biases --batch-size --data --image-size --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words=" $(_finectl_artifacts) latest" ;;
+        train) options='--help -h --weights --data --image-size --steps --batch-size --lr --lr-schedule --warmup-steps --weight-decay --ema --eval-every --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words=" $(_finectl_artifacts) latest" ;;
         sample) options='--help -h --weights --samples --labels --scheduler --sampling-steps --guidance --batch-size --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words=" $(_finectl_artifacts) latest" ;;
         evaluate) options='--help -h --metrics --weights --data --image-size --draws --samples --scheduler --sampling-steps --guidance --batch-size --fail-if --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --save-every' words=" $(_finectl_artifacts) latest" ;;
         ls) options='--help -h --workspace --json' words="condensed learngene model samples evaluation" ;;
@@ -129,6 +133,7 @@ _finectl() {
     fi
 }
 _finectl_artifacts() {
-    (cd "${FINECTL_WORKSPACE:-artifacts}" 2>/dev/null && printf '%s\n' */*/ | sed 's|/$||;/[*]/d;/latest$/d')
+    (cd "${FINECTL_WORKSPACE:-artifacts}" 2>/dev/null &&
+        printf '%s\n' */*/ | sed 's|/$||;/[*]/d;/latest$/d')
 }
 complete -o default -F _finectl finectl

@@ -27,6 +27,7 @@ class Console:
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.quiet = quiet
         self.stream = stream or sys.stderr
+        self.bar: Any = None  # the rich progress that owns the terminal's last lines, while there is one
 
     @property
     def is_terminal(self) -> bool:
@@ -35,9 +36,13 @@ class Console:
 
     def line(self, text: str) -> None:
         """Write one line unless quiet."""
-        if not self.quiet:
-            self.stream.write(f"{text}\n")
-            self.stream.flush()
+        if self.quiet:
+            return
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)  # above the bar, not into it
+            return
+        self.stream.write(f"{text}\n")
+        self.stream.flush()
 
     def note(self, text: str) -> None:
         """Write one line that says what finectl decided by itself."""
@@ -112,11 +117,13 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[shown]}"),
+            TextColumn("ETA"),
             TimeRemainingColumn(),
             console=RichConsole(file=self.console.stream),
             refresh_per_second=4,
         )
         self._bar.start()
+        self.console.bar = self._bar
         self._task = self._bar.add_task(self.stage, total=self.total, completed=self.done, shown="")
 
     def advance(self, units: int = 1, samples: int = 0, **values: Any) -> None:
@@ -127,16 +134,18 @@ class Progress:
         if self.console.quiet:
             return
         if self._bar is not None:
-            shown = " ".join(f"{key} {_plain(value)}" for key, value in self._measured().items())
-            self._bar.update(self._task, completed=self.done, shown=shown)
+            parts = [f"{key} {_plain(value)}" for key, value in self._values.items()]
+            parts += [f"{self._rate():.0f} samples/s"] if self._samples else []
+            self._bar.update(self._task, completed=self.done, shown=", ".join(parts))
         elif time.monotonic() - self._last_line_s >= PLAIN_INTERVAL_S:
             self._last_line_s = time.monotonic()
             self._write("progress", eta_s=self._eta_s())
 
+    def _rate(self) -> float:
+        return self._samples / max(time.monotonic() - self._start_s, 1e-9)
+
     def _measured(self) -> dict[str, Any]:
-        elapsed_s = max(time.monotonic() - self._start_s, 1e-9)
-        rate = {"samples_per_s": round(self._samples / elapsed_s, 1)} if self._samples else {}
-        return {**self._values, **rate}
+        return {**self._values, **({"samples_per_s": round(self._rate(), 1)} if self._samples else {})}
 
     def _eta_s(self) -> int:
         elapsed_s = time.monotonic() - self._start_s
@@ -149,6 +158,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+            self.console.bar = None
         elif not self.console.quiet:
             event = "end" if kind is None else "stopped"
             self._write(event, seconds=round(time.monotonic() - self._start_s, 1))

@@ -16,8 +16,9 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from support import TINY_DATA, run_cli  # noqa: E402 - after the environment is set
+from support import TINY_DATA, run_cli  # after the environment is set
 
+LEAST_FREE_BYTES = 2**30
 USER_VARIABLES = ("FINECTL_WORKSPACE", "FINECTL_DEBUG", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
 
 
@@ -30,23 +31,23 @@ def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty workspace of the test's own, named by `$FINECTL_WORKSPACE`."""
-    root = tmp_path / "artifacts"
-    monkeypatch.setenv("FINECTL_WORKSPACE", str(root))
-    return root
-
-
-@pytest.fixture
 def fast_disk(tmp_path: Path) -> Iterator[Path]:
     """A directory in memory where there is one: for tests that sync thousands of times."""
     memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
+    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < LEAST_FREE_BYTES:
         yield tmp_path
         return
     folder = Path(tempfile.mkdtemp(prefix="finectl-test-", dir=memory))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def workspace(fast_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace of the test's own, named by `$FINECTL_WORKSPACE`."""
+    root = fast_disk / "artifacts"
+    monkeypatch.setenv("FINECTL_WORKSPACE", str(root))
+    return root
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
 
 @pytest.fixture
 def chain(_chain: Chain, workspace: Path) -> Chain:
-    """A workspace of the test's own that holds condensed -> learngene -> init -> trained model, to be harmed at will."""
+    """A workspace of the test's own: condensed -> learngene -> init -> trained model, to be harmed at will."""
     shutil.copytree(_chain.root, workspace, symlinks=True)
 
     def moved(path: Path) -> Path:

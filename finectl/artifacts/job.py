@@ -103,7 +103,9 @@ class InterruptFlag:
         self.requested = True
         self.__exit__()
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of another write to the same stream
-            self._console.note(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+            self._console.note(
+                f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from finectl.errors import InputError
 
 NAME = "manifest.yaml"
 SCHEMA = "finectl/1"
+C_LOADER_DEPTH = 1000
 DATA_KEYS = {"name", "fingerprint", "count", "bundled"}
 # Wall times and drawings differ from run to run; what an artifact's children read does not.
 UNDIGESTED = ("log.jsonl", "plots/")
@@ -76,13 +77,21 @@ def read_yaml(path: Path) -> Any:
     Raises:
         InputError: the file is not YAML, cannot be read, or holds a tag that asks for anything but plain values.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - one of the two safe loaders
+        raw = path.read_bytes()
+        loader = yaml.SafeLoader if _may_nest_deeply(raw) else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return yaml.load(raw, Loader=loader)  # noqa: S506 - one of the two safe loaders
     # An impossible date or number is a ValueError, endless nesting a RecursionError.
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not plain YAML: {reason}", expected="plain values, no tags") from error
+
+
+def _may_nest_deeply(raw: bytes) -> bool:
+    """Tell whether YAML could be nested so deeply that the loader in C overflows the stack and kills the process."""
+    brackets = raw.count(b"[") + raw.count(b"{")
+    indents = max((len(line) - len(line.lstrip(b" \t-?:")) for line in raw.splitlines()), default=0)
+    return brackets + indents > C_LOADER_DEPTH
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -122,7 +131,13 @@ def _checked(path: Path, raw: dict[str, Any]) -> Manifest:
     for key in known:
         if key not in raw:
             raise _malformed(path, f"the key {key!r} is missing")
-    kinds = {"str": str, "list[str]": list, "list[ParentRecord]": list, "list[FileRecord]": list, "dict[str, Any]": dict}
+    kinds = {
+        "str": str,
+        "list[str]": list,
+        "list[ParentRecord]": list,
+        "list[FileRecord]": list,
+        "dict[str, Any]": dict,
+    }
     for key, item in known.items():
         wanted = kinds[str(item.type)]
         if not isinstance(raw[key], wanted):

@@ -129,9 +129,10 @@ class Staging:
 
     def _claim(self) -> None:
         recipe = self.path / RECIPE
-        if recipe.exists() and recipe.read_text() != self.recipe:
+        found = recipe.read_text() if recipe.exists() else self.recipe
+        if found != self.recipe:
             raise OutputError(
-                f"{self.path} holds unfinished work of another recipe ({recipe.read_text()[:8]}, not {self.recipe[:8]})",
+                f"{self.path} holds unfinished work of another recipe ({found[:8]}, not {self.recipe[:8]})",
                 expected="an output directory of its own for each recipe",
                 fix=f"finish that work, or start afresh with --no-resume, or remove it: rm -r {self.path}",
             )
@@ -185,7 +186,9 @@ class Staging:
         """
         taken = self.final.exists() and any(self.final.iterdir())
         if taken and not (replace and (self.final / NAME).is_file()):
-            raise OutputError(f"{self.final} is in the way", fix="choose another --out, or replace an artifact with --force")
+            raise OutputError(
+                f"{self.final} is in the way", fix="choose another --out, or replace an artifact with --force"
+            )
         remove_tree(self.path / STATE)
         for name in (OWNER, RECIPE):
             (self.path / name).unlink(missing_ok=True)

@@ -73,7 +73,9 @@ def open_artifact(path: Path, kinds: Sequence[str] = ()) -> Artifact:
     if path.name.startswith(".") and path.name.endswith(".partial"):
         raise InputError(f"{path} is unfinished work, not an artifact", fix="run the command that makes it again")
     if not path.is_dir():
-        raise InputError(f"there is no artifact at {path}", expected="a directory", fix="list what there is: finectl ls")
+        raise InputError(
+            f"there is no artifact at {path}", expected="a directory", fix="list what there is: finectl ls"
+        )
     artifact = Artifact(path, read_manifest(path))
     if kinds and artifact.kind not in kinds:
         raise InputError(
@@ -223,6 +225,15 @@ class Workspace:
             fix=KINDS[kinds[0]].made_by,
         )
 
+    def newest_of_all(self) -> Artifact:
+        """Return the newest published artifact of any kind.
+
+        Raises:
+            InputError: there is none, or the newest of a kind is damaged.
+        """
+        newest = [self.newest([kind]) for kind in KINDS if self.paths(kind)]
+        return max(newest, key=lambda a: a.manifest.created) if newest else self.newest(list(KINDS))
+
     def find(self, text: str, kinds: Sequence[str]) -> Artifact:
         """Return the artifact that an INPUT argument names: a path, `kind/name`, a bare name, or `latest`.
 
@@ -234,7 +245,7 @@ class Workspace:
             raise UsageError("INPUT is empty", expected="a path, kind/name, 'latest' or '-'", fix="finectl ls")
         wanted = tuple(kinds) or tuple(KINDS)
         if text == LATEST:
-            return self.newest(wanted)
+            return self.newest(kinds) if kinds else self.newest_of_all()
         path = Path(text)
         if path.name == NAME:
             path = path.parent

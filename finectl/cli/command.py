@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, get_type_hints
@@ -14,6 +15,7 @@ import typer
 
 from finectl.cli import options as opt
 from finectl.console import Console
+from finectl.errors import UsageError
 
 INPUT_PARAMETERS = ("input", "inputs")
 
@@ -61,8 +63,8 @@ def stage_command(module: str) -> Callable[[Callable[..., None]], Callable[..., 
         }
         parameters = [p.replace(annotation=hints[p.name]) for p in (context, *own.values(), *shared.values())]
         command.__annotations__ = hints
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        del command.__wrapped__  # type: ignore[attr-defined]  # or the parser would look through to `declared`
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined, unused-ignore]
+        del command.__wrapped__  # or the parser would look through to `declared`
         return command
 
     return decorate
@@ -73,6 +75,7 @@ def _run(module: str, own: dict[str, Any], shared: dict[str, Any]) -> None:
     from finectl.artifacts.job import Execution
     from finectl.runner import RunOptions, run_stage
 
+    _require_finite(own)
     inputs = [text for name in INPUT_PARAMETERS for text in _as_list(own.pop(name, None))]
     stage = importlib.import_module(module).STAGE
     console = Console(quiet=shared["quiet"])
@@ -111,6 +114,17 @@ def _run(module: str, own: dict[str, Any], shared: dict[str, Any]) -> None:
         sys.stdout.write(f"{result.artifact.path}\n")
     if result.failure is not None:
         raise result.failure
+
+
+def _require_finite(options: dict[str, Any]) -> None:
+    """Refuse `nan` and `inf`, which a range of numbers lets through.
+
+    Raises:
+        UsageError: an option is not a finite number.
+    """
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')} {value} is not a finite number")
 
 
 def _print_plan(plan: dict[str, Any], as_json: bool, console: Console) -> None:

@@ -7,7 +7,9 @@ from finectl.registry import Entry, Registry
 COMMANDS = Registry(
     "command",
     {
-        "condense": Entry("finectl.cli.condense:condense", "Pre-train a model whose layers share their factors (FINE)."),
+        "condense": Entry(
+            "finectl.cli.condense:condense", "Pre-train a model whose layers share their factors (FINE)."
+        ),
         "extract": Entry("finectl.cli.extract:extract", "Take the size-free learngene out of a condensed model."),
         "init": Entry("finectl.cli.init:init", "Initialise a model of any depth."),
         "train": Entry("finectl.cli.train:train", "Train a model."),

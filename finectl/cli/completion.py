@@ -103,7 +103,7 @@ def _bash(commands: list[Command]) -> str:
         "    local cur prev command options words",
         "    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]}",
         "    COMPREPLY=()",
-        "    if [ \"$COMP_CWORD\" -eq 1 ]; then",
+        '    if [ "$COMP_CWORD" -eq 1 ]; then',
         f"        COMPREPLY=($(compgen -W '{' '.join(c.name for c in commands)} --help --version' -- \"$cur\"))",
         "        return",
         "    fi",
@@ -114,7 +114,7 @@ def _bash(commands: list[Command]) -> str:
             patterns = "|".join(f"{command.name}:{name}" for name in option.names)
             if option.path:
                 flag = "-d" if option.path == "DIR" else "-f"
-                lines.append(f"        {patterns}) COMPREPLY=($(compgen {flag} -- \"$cur\")); return ;;")
+                lines.append(f'        {patterns}) COMPREPLY=($(compgen {flag} -- "$cur")); return ;;')
             elif option.takes_value:
                 lines.append(
                     f"        {patterns}) COMPREPLY=($(compgen -W '{' '.join(option.values)}' -- \"$cur\")); return ;;"
@@ -128,13 +128,14 @@ def _bash(commands: list[Command]) -> str:
     lines += [
         "    esac",
         "    if [[ $cur == -* ]]; then",
-        "        COMPREPLY=($(compgen -W \"$options\" -- \"$cur\"))",
+        '        COMPREPLY=($(compgen -W "$options" -- "$cur"))',
         "    else",
-        "        COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))",
+        '        COMPREPLY=($(compgen -W "$words" -- "$cur"))',
         "    fi",
         "}",
         "_finectl_artifacts() {",
-        "    (cd \"${FINECTL_WORKSPACE:-artifacts}\" 2>/dev/null && printf '%s\\n' */*/ | sed 's|/$||;/[*]/d;/latest$/d')",
+        '    (cd "${FINECTL_WORKSPACE:-artifacts}" 2>/dev/null &&',
+        "        printf '%s\\n' */*/ | sed 's|/$||;/[*]/d;/latest$/d')",
         "}",
         "complete -o default -F _finectl finectl",
     ]
@@ -182,7 +183,7 @@ def _zsh(commands: list[Command]) -> str:
             lines.append(f"                    '1:word:({' '.join(command.words)})' ;;")
         else:
             lines.append("                    ;;")
-    return "\n".join([*lines, "            esac ;;", "    esac", "}", "_finectl \"$@\""]) + "\n"
+    return "\n".join([*lines, "            esac ;;", "    esac", "}", '_finectl "$@"']) + "\n"
 
 
 def _fish(commands: list[Command]) -> str:
@@ -205,9 +206,7 @@ def _fish(commands: list[Command]) -> str:
     ]
     for command in commands:
         within = f"complete -c finectl -n '__fish_seen_subcommand_from {command.name}'"
-        lines.append(
-            f"complete -c finectl -n __fish_use_subcommand -a {command.name} -d '{quoted(command.help)}'"
-        )
+        lines.append(f"complete -c finectl -n __fish_use_subcommand -a {command.name} -d '{quoted(command.help)}'")
         if command.takes_artifact:
             lines.append(f"{within} -a '(__finectl_artifacts)'")
         if command.words:

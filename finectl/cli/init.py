@@ -13,6 +13,7 @@ def init(
     depth: opt.Depth = None,
     model: opt.ModelOrNone = None,
     sigma: opt.Sigma = "interpolated",
+    depth_scale: opt.DepthScale = 0.75,
     tune_steps: opt.TuneSteps = None,
     tune_samples: opt.TuneSamples = None,
     tune_lr: opt.TuneLr = 1e-2,

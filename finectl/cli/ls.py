@@ -26,7 +26,9 @@ def ls(kind: Kind = None, workspace: opt.Workspace = None, json_output: opt.Json
     from finectl.registry import nearest
 
     if kind is not None and kind not in KINDS:
-        raise UsageError(f"there is no kind {kind!r}{nearest(kind, list(KINDS))}", expected=f"one of: {', '.join(KINDS)}")
+        raise UsageError(
+            f"there is no kind {kind!r}{nearest(kind, list(KINDS))}", expected=f"one of: {', '.join(KINDS)}"
+        )
     notes = Console()
     found: list[Artifact] = []
     place = Workspace(workspace)

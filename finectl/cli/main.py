@@ -78,9 +78,7 @@ def build_app() -> Any:
 
     @app.callback()
     def root(
-        version: bool = typer.Option(
-            False, "--version", help="Print the version.", callback=_version, is_eager=True
-        ),
+        version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
     ) -> None:
         pass
 

@@ -41,7 +41,9 @@ Weights = Annotated[
 ]
 
 # What is built
-Model = Annotated[str, typer.Option("--model", metavar="PRESET", help="dit-nano, dit-s, dit-b, dit-l, dit-xl [/2 /4 /8].")]
+Model = Annotated[
+    str, typer.Option("--model", metavar="PRESET", help="dit-nano, dit-s, dit-b, dit-l, dit-xl [/2 /4 /8].")
+]
 ModelOrNone = Annotated[
     str | None,
     typer.Option("--model", metavar="PRESET", help="Build this preset instead of INPUT's shapes (--method he only)."),
@@ -51,16 +53,14 @@ Factorize = Annotated[
     str, typer.Option("--factorize", metavar="TYPES", help="Matrix types that share factors, separated by commas.")
 ]
 Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Columns of U and V. [default: the width]")]
-Overcomplete = Annotated[
-    bool, typer.Option("--overcomplete", help="Allow a rank above what the width gives room for.")
-]
+Overcomplete = Annotated[bool, typer.Option("--overcomplete", help="Allow a rank above what the width gives room for.")]
 SigmaLr = Annotated[
     float | None,
-    typer.Option("--sigma-lr", min=0.0, help="Learning rate of sigma. [default: 10 times --lr bundled data, else --lr]"),
+    typer.Option(
+        "--sigma-lr", min=0.0, help="Learning rate of sigma. [default: 10 times --lr bundled data, else --lr]"
+    ),
 ]
-SigmaSharing = Annotated[
-    int, typer.Option("--sigma-sharing", min=1, help="Entries of sigma that share one value.")
-]
+SigmaSharing = Annotated[int, typer.Option("--sigma-sharing", min=1, help="Entries of sigma that share one value.")]
 LearnSigma = Annotated[
     bool, typer.Option("--learn-sigma/--no-learn-sigma", help="Predict the variance too, with its bound in the loss.")
 ]
@@ -74,6 +74,12 @@ Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Initialis
 Sigma = Annotated[
     Literal["interpolated", "identical", "random"], typer.Option("--sigma", help="Where sigma starts from.")
 ]
+DepthScale = Annotated[
+    float,
+    typer.Option(
+        "--depth-scale", help="Residual branches times (old depth / new depth) to this power; 0 leaves them as read."
+    ),
+]
 TuneSteps = Annotated[
     int | None,
     typer.Option(
@@ -81,7 +87,8 @@ TuneSteps = Annotated[
     ),
 ]
 TuneSamples = Annotated[
-    int | None, typer.Option("--tune-samples", min=1, help="Images tuned on, a fixed part. [default: 5 %, at least 256]")
+    int | None,
+    typer.Option("--tune-samples", min=1, help="Images tuned on, a fixed part. [default: 5 %, at least 256]"),
 ]
 TuneLr = Annotated[float, typer.Option("--tune-lr", min=0.0, help="Learning rate of sigma and biases, cosine to 0.")]
 TuneBiases = Annotated[bool, typer.Option("--tune-biases/--no-tune-biases", help="Tune the biases with sigma.")]
@@ -101,7 +108,9 @@ ComputeBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Imag
 Lr = Annotated[
     float | None, typer.Option("--lr", min=0.0, help="Learning rate of AdamW. [default: 1e-3 bundled data, else 1e-4]")
 ]
-LrSchedule = Annotated[Literal["constant", "cosine"], typer.Option("--lr-schedule", help="Course of the learning rate.")]
+LrSchedule = Annotated[
+    Literal["constant", "cosine"], typer.Option("--lr-schedule", help="Course of the learning rate.")
+]
 WarmupSteps = Annotated[
     int | None,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import Any
 from finectl.errors import InputError, UsageError
 from finectl.registry import nearest
 
+MANY = "inputs"
 NOT_IN_RECIPES = ("recipe", "dry_run", "out", "ctx", "help")
 
 
@@ -76,5 +77,17 @@ def _checked(path: Path, stage: str, section: dict[Any, Any], known: Sequence[st
                 f"the recipe {path} sets {key!r}, which is no option of 'finectl {stage}'{nearest(name, allowed)}",
                 fix=f"finectl {stage} --help",
             )
-        values[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+        values[name] = _as_typed(path, key, value, many=name == MANY)
     return values
+
+
+def _as_typed(path: Path, key: Any, value: Any, many: bool) -> str | list[str] | None:
+    """Return a value as it would be typed, so that the parser checks it as strictly: 2.5 is no number of layers."""
+    parts = value if isinstance(value, list) else [value]
+    for part in parts:
+        if not isinstance(part, str | int | float | None):
+            raise UsageError(f"the recipe {path} sets {key!r} to {part!r}", expected="text, a number, true or false")
+    if value is None:
+        return None
+    words = [str(part) for part in parts]
+    return words if many else ",".join(words)

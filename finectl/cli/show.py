@@ -18,7 +18,6 @@ PICTURES = (".png",)
 
 def show(input: opt.Input = None, workspace: opt.Workspace = None, json_output: opt.Json = False) -> None:
     """Show what an artifact is and where it comes from: configuration, metrics, cost, lineage, pictures, files."""
-    from finectl.artifacts.kinds import KINDS
     from finectl.artifacts.lineage import trace
     from finectl.artifacts.store import Workspace
     from finectl.console import Console
@@ -27,8 +26,7 @@ def show(input: opt.Input = None, workspace: opt.Workspace = None, json_output: 
     place = Workspace(workspace)
     text = read_stdin()[-1] if input == STDIN else input
     if text is None:
-        artifact = max((place.newest([k]) for k in KINDS if place.paths(k)), key=_created, default=None)
-        artifact = artifact or place.newest(list(KINDS))
+        artifact = place.newest_of_all()
         Console().note(f"no INPUT given: showing the newest artifact, {artifact.path}")
     else:
         artifact = place.find(text, ())
@@ -36,10 +34,6 @@ def show(input: opt.Input = None, workspace: opt.Workspace = None, json_output: 
         sys.stdout.write(json.dumps({"path": str(artifact.path), **asdict(artifact.manifest)}) + "\n")
         return
     sys.stdout.write("\n".join([*_describe(artifact), "", "lineage:", *_tree(trace(place, artifact)), ""]))
-
-
-def _created(artifact: Artifact) -> str:
-    return artifact.manifest.created
 
 
 def _describe(artifact: Artifact) -> list[str]:

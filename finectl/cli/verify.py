@@ -45,7 +45,9 @@ def verify(inputs: opt.Inputs = None, workspace: opt.Workspace = None, json_outp
         elif sound:
             sys.stdout.write(f"{path}\n")
     if damaged:
-        raise InputError(f"{damaged} of {len(candidates)} artifacts are damaged", expected="the content that was published")
+        raise InputError(
+            f"{damaged} of {len(candidates)} artifacts are damaged", expected="the content that was published"
+        )
     console.note(f"{len(candidates)} artifacts are sound")
 
 

@@ -12,6 +12,7 @@ from finectl.diffusion.losses import Denoiser
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
 from finectl.diffusion.schedulers import SCHEDULERS
+from finectl.errors import ComputationError
 
 
 def make_scheduler(name: str, sampling_steps: int, learned_sigma: bool) -> Any:
@@ -80,6 +81,9 @@ def sample_images(
     Returns:
         (B, C, H, W), float32, clamped to [-1, 1].
 
+    Raises:
+        ComputationError: the images are not finite.
+
     Reference: Ho and Salimans, arXiv 2207.12598, Eq. 6, with 1 + w there being `guidance` here.
     """
     stepper = make_scheduler(scheduler, sampling_steps, learned_sigma)
@@ -95,6 +99,12 @@ def sample_images(
         x = stepper.step(output, t, x, **keywords).prev_sample
         if after_step is not None:
             after_step()
+    if not bool(torch.isfinite(x).all()):
+        raise ComputationError(
+            "the generated images are not finite",
+            expected="finite values",
+            fix="use a smaller --guidance or --dtype float32; see the loss: finectl evaluate --metrics loss",
+        )
     return x.float().clamp(-1, 1)
 
 

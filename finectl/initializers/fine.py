@@ -25,6 +25,8 @@ from finectl.models.presets import LAYER_TYPES
 from finectl.training.loop import fit
 from finectl.training.settings import PAPER, SMALL, TrainSettings
 
+BRANCH_ENDS = ("o", "out")
+
 
 def initialize(request: Request) -> Initialized:
     """Build the factorised target, place what the learngene holds, tune sigma and write the dense weights.
@@ -39,7 +41,7 @@ def initialize(request: Request) -> Initialized:
     model = initialize_(DiT(model_config), generator_for("init", config.seed))
     rest = transferable_rest(learngene, model, request.same_labels)
     factors = {f"factors.{name}": value for name, value in learngene.factors.items()}
-    curves = place_curves(learngene, request.target.depth, config.sigma)
+    curves = place_curves(learngene, request.target.depth, config.sigma, config.depth_scale)
     model.load_state_dict({**model.state_dict(), **factors, **rest, **curves})
     cost: dict[str, Any] = {}
     if config.tune_steps:
@@ -63,21 +65,29 @@ def transferable_rest(learngene: Learngene, model: DiT, same_labels: bool) -> di
     }
 
 
-def place_curves(learngene: Learngene, depth: int, sigma: str) -> dict[str, Tensor]:
+def place_curves(learngene: Learngene, depth: int, sigma: str, depth_scale: float) -> dict[str, Tensor]:
     """Return sigma and biases of every target layer, read from the ancestor's curves over depth.
+
+    A residual network of L' layers has to do with L' updates of its stream what its ancestor did with L. So sigma and
+    bias of the two layers that end a residual branch (`o` and `out`) are multiplied by (L / L')^x. With x = 0 they
+    stay as read, as in the paper; x = 1 keeps the sum of the updates where all layers pull the same way, x = 0.5 its
+    length where they do not.
 
     Args:
         learngene: With curves (L, n).
         depth: Layers of the target, L'.
         sigma: `interpolated` along depth, `identical` (the mean over depth), or `random`: nothing is read, and the
             random start of the condensed model stays.
+        depth_scale: The exponent x.
     """
     if sigma == "random":
         return {}
+    scale = (learngene.config.depth / depth) ** depth_scale
     placed = {}
     for name, curve in learngene.curves.items():
         what, kind = name.split(".")
         rows = interpolate(curve, depth) if sigma == "interpolated" else curve.mean(0, keepdim=True).expand(depth, -1)
+        rows = rows * scale if kind in BRANCH_ENDS else rows
         for index in range(depth):
             placed[f"blocks.{index}.{LAYER_TYPES[kind]}.{what}"] = rows[index]
     return placed

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from finectl.artifacts.job import Job, Outcome, Plan, Stage
 from finectl.artifacts.store import Artifact
@@ -136,7 +136,7 @@ def run(job: Job[Config]) -> Outcome:
         load(config.data or "", "heldout", config.image_size), resolve_device(job.execution.device)
     )
     named = list(model.named_parameters())
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for name, parameter in named if not name.endswith(".sigma")]},
         {"params": [parameter for name, parameter in named if name.endswith(".sigma")], "lr": config.sigma_lr},
     ]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 FAIL_IF = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
 GRID_COLUMNS = 20
+LEAST_FRECHET_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     """Check that the metrics exist and that the models take the data.
 
     Raises:
-        UsageError: there is no such metric, or `--fail-if` is no condition on one of them.
+        UsageError: there is no such metric, or too few samples for it, or `--fail-if` is no condition on one of them.
         InputError: the data set is missing or does not fit a model.
     """
     names = [name.strip() for name in config.metrics.split(",") if name.strip()]
     for name in names:
         METRICS[name]  # an unknown name is an error here
+    if not names:
+        raise UsageError("--metrics names no metric", expected=f"one or several of: {', '.join(METRICS)}")
     size = config.image_size or read_config(parents[0]).image_size
     data = resolve_data(config.data, size, parents)
     for parent in parents:
@@ -76,6 +79,12 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         left_out = [name for name in names if name in SAMPLE_METRICS]
         names = [name for name in names if name not in SAMPLE_METRICS] or ["loss"]
         notes.append(f"{', '.join(left_out)} left out: the bundled features are made for digits, not for {data.name}")
+    if "frechet" in names and config.samples < LEAST_FRECHET_SAMPLES:
+        raise UsageError(
+            f"--samples {config.samples} have no covariance",
+            expected=f"at least {LEAST_FRECHET_SAMPLES} images for the Fréchet distance",
+            fix="--samples 1000, or --metrics without frechet",
+        )
     if config.fail_if is not None:
         parse_condition(config.fail_if, names)
     resolved = replace(config, metrics=",".join(names), data=data.name, image_size=data.image_size)

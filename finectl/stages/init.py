@@ -30,6 +30,7 @@ class Config:
     depth: int | None
     model: str | None
     sigma: str
+    depth_scale: float
     tune_steps: int | None
     tune_samples: int | None
     tune_lr: float
@@ -81,6 +82,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         tune_samples=(config.tune_samples or min(samples, data.train_count)) if tunes else None,
         batch_size=(config.batch_size or usual_batch) if tunes else None,
     )
+    if not tunes:  # what the method does not read does not make another artifact
+        resolved = replace(resolved, sigma="random", depth_scale=0.0, tune_lr=0.0, tune_biases=False)
     parameters = count_parameters(target)["total"]
     return Plan(
         resolved,

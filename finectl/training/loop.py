@@ -116,6 +116,7 @@ def fit(
                 save()
             job.stop_if_requested(save)
         _require_finite(position)
+    _require_finite_weights(model, position.step)
     cost = {"steps": position.step, "samples": position.step * settings.batch_size, "wall_s": round(clock.seconds(), 3)}
     return Trained(model, ema, cost)
 
@@ -183,6 +184,17 @@ def _require_finite(position: Position) -> None:
             expected="a finite loss",
             fix="run again with a smaller --lr, or with --dtype float32",
         )
+
+
+def _require_finite_weights(model: nn.Module, step: int) -> None:
+    """Look at the weights too: the last loss is that of the weights before the last update."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ComputationError(
+                f"{name} is not finite after step {step}",
+                expected="finite weights",
+                fix="run again with a smaller --lr, or with --dtype float32",
+            )
 
 
 def _log_loss(log: Log, progress: Progress, position: Position, clock: _Clock, settings: TrainSettings) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finectl.artifacts.tensors import load_tensors, read_metadata, save_tensors
+from finectl.errors import InputError
 from finectl.training.step import Ema
 
 NAME = "training.safetensors"
@@ -57,6 +58,15 @@ def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: to
     if not path.exists():
         return Position()
     tensors = load_tensors(path)
+    saved_position = read_metadata(path)
+    shapes = {f"model/{name}": parameter.shape for name, parameter in model.named_parameters()}
+    found = {name: value.shape for name, value in tensors.items() if name.startswith("model/")}
+    if found != shapes or not isinstance(saved_position, dict):
+        raise InputError(
+            f"{path} is not the state of this model",
+            expected=f"{len(shapes)} tensors of its shapes",
+            fix="drop it: run the same command with --no-resume",
+        )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model/{name}"])
@@ -75,7 +85,7 @@ def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: to
                 slot: value.to(parameter.device) if slot != "step" or optimizer.defaults.get("fused") else value
                 for slot, value in saved.items()
             }
-    return Position(**read_metadata(path))
+    return Position(**saved_position)
 
 
 def _optimizer_slots(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -17,10 +17,10 @@ from finectl.artifacts.tensors import read_metadata
 from finectl.errors import EXIT_INTERRUPTED, EXIT_SAVED, FinectlError
 
 DEADLINE_S = 180.0
-TRAINING = ("--steps", 80, "--batch-size", 8, "--save-every", 2)
+TRAINING = ("--steps", 50, "--batch-size", 8, "--save-every", 2)
 STAGES = {
     "condense": ("condense", "--depth", 2, "--eval-every", 30, "--lr-schedule", "cosine", *TRAINING),
-    "init": ("init", "--depth", 3, "--tune-steps", 80, "--batch-size", 8, "--save-every", 2),
+    "init": ("init", "--depth", 3, "--tune-steps", 50, "--batch-size", 8, "--save-every", 2),
     "train": ("train", "--eval-every", 30, *TRAINING),
 }
 
@@ -65,28 +65,28 @@ def source_of(chain: Any, stage: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
-def test_killed_at_a_random_step_and_run_again(stage: str, chain: Any, tmp_path: Path) -> None:
+def test_killed_at_a_random_step_and_run_again(stage: str, chain: Any, fast_disk: Path) -> None:
     arguments, source = STAGES[stage], source_of(chain, stage)
     before = {path for path in chain.root.glob("*/*") if path.name != "latest"}
-    step = random.randrange(1, 60)
+    step = random.randrange(1, 36)
     process = start(arguments[0], *source, *arguments[1:])
     wait_for(process, lambda: saved_step(chain.root) >= step)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     reached = saved_step(chain.root)
-    assert step <= reached < 80
+    assert step <= reached < 50
     assert {p for p in chain.root.glob("*/*") if p.name != "latest" and p.name[0] != "."} <= before
     resumed = run_cli(arguments[0], *source, *arguments[1:])
-    assert f"step={reached} steps=80" in resumed.err, "it did not go on from the saved state"
+    assert f"step={reached} steps=50" in resumed.err, "it did not go on from the saved state"
     again = weights(whole(resumed.path).path)
-    assert again == unbroken(chain, arguments, source, tmp_path / "unbroken"), f"killed after step {reached}"
+    assert again == unbroken(chain, arguments, source, fast_disk / "unbroken"), f"killed after step {reached}"
     log = (resumed.path / "log.jsonl").read_text().splitlines()
     assert len(log) == len(set(log)), "an entry was logged twice"
 
 
-def test_an_interrupted_run_saves_exits_75_and_goes_on(chain: Any, tmp_path: Path) -> None:
-    arguments = ("condense", "--depth", 2, "--steps", 300, "--batch-size", 8, "--save-every", 1, "--eval-every", 0)
+def test_an_interrupted_run_saves_exits_75_and_goes_on(chain: Any, fast_disk: Path) -> None:
+    arguments = ("condense", "--depth", 2, "--steps", 100, "--batch-size", 8, "--save-every", 1, "--eval-every", 0)
     process = start(*arguments)
     wait_for(process, lambda: saved_step(chain.root) >= 5)
     process.send_signal(signal.SIGINT)
@@ -96,14 +96,14 @@ def test_an_interrupted_run_saves_exits_75_and_goes_on(chain: Any, tmp_path: Pat
     assert "run the same command again" in err
     reached = saved_step(chain.root)
     resumed = run_cli(*arguments)
-    assert f"step={reached} steps=300" in resumed.err
-    assert weights(resumed.path) == unbroken(chain, arguments, [], tmp_path / "unbroken")
+    assert f"step={reached} steps=100" in resumed.err
+    assert weights(resumed.path) == unbroken(chain, arguments, [], fast_disk / "unbroken")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once(number: signal.Signals, workspace: Path) -> None:
     # One step on so many images takes many seconds; the second signal does not wait for its end.
-    process = start("condense", "--steps", 5, "--batch-size", 60_000, "--eval-every", 0)
+    process = start("condense", "--steps", 5, "--batch-size", 4096, "--eval-every", 0)
     assert process.stderr is not None
     line = ""
     while "event=start" not in line:
@@ -129,7 +129,7 @@ def test_an_interruption_before_any_work_exits_130_or_75_and_leaves_no_artifact(
     assert not [path for path in workspace.glob("*/*") if not path.name.startswith(".")]
 
 
-def test_no_resume_drops_the_state(workspace: Path, tmp_path: Path) -> None:
+def test_no_resume_drops_the_state(workspace: Path, fast_disk: Path) -> None:
     arguments = ("condense", "--depth", 1, "--batch-size", 8, "--save-every", 1, "--eval-every", 0, "--steps", 100)
     process = start(*arguments)
     wait_for(process, lambda: saved_step(workspace) >= 3)
@@ -138,7 +138,7 @@ def test_no_resume_drops_the_state(workspace: Path, tmp_path: Path) -> None:
     assert process.returncode == EXIT_SAVED
     anew = run_cli(*arguments, "--no-resume")
     assert "step=0 steps=100" in anew.err
-    assert weights(anew.path) == weights(run_cli(*arguments, "--workspace", tmp_path / "other").path)
+    assert weights(anew.path) == weights(run_cli(*arguments, "--workspace", fast_disk / "other").path)
 
 
 def test_two_processes_with_one_recipe(workspace: Path) -> None:

@@ -1,0 +1,82 @@
+"""Held-out loss: fixed draws, the value of known models, the interval and the ranges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from finectl.data.dataset import ImageSet, load
+from finectl.metrics.heldout_loss import heldout_evaluator, heldout_loss
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return load("digits", "heldout")
+
+
+def zero(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def test_a_model_that_predicts_nothing_has_the_variance_of_the_noise(digits: ImageSet) -> None:
+    assert heldout_loss(zero, digits, draws=10).mean == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_model_that_knows_the_image_has_no_loss(digits: ImageSet) -> None:
+    one = replace(digits, images=digits.images[:1], labels=digits.labels[:1])
+
+    def oracle(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        from finectl.diffusion.schedule import NoiseSchedule, at_images
+
+        kept = NoiseSchedule.linear().alphas_cumprod[t]
+        return (x - at_images(kept.sqrt(), x) * one.images) / at_images((1 - kept).sqrt(), x)
+
+    assert heldout_loss(oracle, one, draws=20).mean < 1e-6
+
+
+def test_every_model_sees_the_same_draws_whatever_the_batch_size(digits: ImageSet) -> None:
+    seen: list[Tensor] = []
+
+    def record(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return torch.zeros_like(x)
+
+    first = heldout_loss(record, digits, draws=2, batch_size=100)
+    again = heldout_loss(record, digits, draws=2, batch_size=512)
+    half = len(seen) - 2
+    assert torch.equal(torch.cat(seen[:half]), torch.cat(seen[half:]))
+    assert torch.equal(first.timesteps, again.timesteps) and torch.allclose(first.losses, again.losses)
+    other = heldout_loss(record, digits, draws=2, seed=1)
+    assert not torch.equal(first.timesteps, other.timesteps)
+
+
+def test_timesteps_are_stratified_and_ranges_cover_them(digits: ImageSet) -> None:
+    measured = heldout_loss(zero, digits, draws=10)
+    for draw, row in enumerate(measured.timesteps):
+        assert 100 * draw <= int(row.min()) and int(row.max()) < 100 * (draw + 1)
+    summary = measured.summary(4)
+    assert [(part["first"], part["last"]) for part in summary["ranges"]] == [(0, 249), (250, 499), (500, 749), (750, 999)]
+    assert sum(part["terms"] for part in summary["ranges"]) == measured.losses.numel()
+    weighted = sum(part["loss"] * part["terms"] for part in summary["ranges"]) / measured.losses.numel()
+    assert weighted == pytest.approx(measured.mean)
+
+
+def test_the_interval_holds_the_value_and_shrinks_with_more_images(digits: ImageSet) -> None:
+    whole = heldout_loss(zero, digits, draws=4).summary()
+    few = replace(digits, images=digits.images[:40], labels=digits.labels[:40])
+    part = heldout_loss(zero, few, draws=4).summary()
+    for summary in (whole, part):
+        low, high = summary["interval"]
+        assert low < summary["value"] < high
+    assert part["interval"][1] - part["interval"][0] > 2 * (whole["interval"][1] - whole["interval"][0])
+
+
+def test_a_learned_variance_does_not_count(digits: ImageSet) -> None:
+    def with_variance(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x), torch.full_like(x, 3.0)], dim=1)
+
+    assert heldout_loss(with_variance, digits, draws=2).mean == heldout_loss(zero, digits, draws=2).mean
+    assert heldout_evaluator(digits)(zero) == pytest.approx(1.0, abs=0.02)

@@ -57,7 +57,7 @@ Overcomplete = Annotated[bool, typer.Option("--overcomplete", help="Allow a rank
 SigmaLr = Annotated[
     float | None,
     typer.Option(
-        "--sigma-lr", min=0.0, help="Learning rate of sigma. [default: 10 times --lr bundled data, else --lr]"
+        "--sigma-lr", min=0.0, help="Learning rate of sigma. [default: 5 times --lr bundled data, else --lr]"
     ),
 ]
 SigmaSharing = Annotated[int, typer.Option("--sigma-sharing", min=1, help="Entries of sigma that share one value.")]
@@ -106,7 +106,7 @@ BatchSize = Annotated[
 ]
 ComputeBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at a time.")]
 Lr = Annotated[
-    float | None, typer.Option("--lr", min=0.0, help="Learning rate of AdamW. [default: 1e-3 bundled data, else 1e-4]")
+    float | None, typer.Option("--lr", min=0.0, help="Learning rate of AdamW. [default: 1e-3, condense 4e-3; not bundled: 1e-4]")
 ]
 LrSchedule = Annotated[
     Literal["constant", "cosine"], typer.Option("--lr-schedule", help="Course of the learning rate.")

@@ -17,8 +17,8 @@ from finectl.training.settings import (
     training_estimate,
 )
 
-SMALL_STEPS = 600
-PAPER_STEPS = 10_000
+SMALL = {"steps": 600}
+PAPER = {"steps": 10_000}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         config,
         data=data.name,
         image_size=data.image_size,
-        **resolve_settings(config, data.bundled, small_steps=SMALL_STEPS, paper_steps=PAPER_STEPS),
+        **resolve_settings(config, data.bundled, small=SMALL, paper=PAPER),
     )
     settings = settings_of(resolved)
     return Plan(

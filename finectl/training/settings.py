@@ -49,16 +49,16 @@ SMALL = {"batch_size": 128, "lr": 1e-3, "ema": 0.99, "warmup_steps": 100}
 PAPER = {"batch_size": 256, "lr": 1e-4, "ema": 0.9999, "warmup_steps": 0}
 
 
-def resolve_settings(config: Any, bundled: bool, *, small_steps: int, paper_steps: int) -> dict[str, Any]:
+def resolve_settings(config: Any, bundled: bool, *, small: dict[str, Any], paper: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a stage's configuration that were left out, for this kind of data.
 
     Args:
         config: A dataclass with the fields of `TrainSettings`, None where an option was left out.
         bundled: Whether the data set is one of the small bundled ones.
-        small_steps: Updates by default on bundled data.
-        paper_steps: Updates by default on other data.
+        small: The stage's own defaults on bundled data, `steps` at least, over those of `SMALL`.
+        paper: The same on other data, over those of `PAPER`.
     """
-    defaults: dict[str, Any] = dict(SMALL if bundled else PAPER, steps=small_steps if bundled else paper_steps)
+    defaults: dict[str, Any] = {**SMALL, **small} if bundled else {**PAPER, **paper}
     chosen = {key: value if getattr(config, key) is None else getattr(config, key) for key, value in defaults.items()}
     every = max(1, chosen["steps"] // 10) if config.eval_every is None else config.eval_every
     return {**chosen, "eval_every": every}

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DEPTHS = (2, 4, 6, 8)
-ABLATION_DEPTHS = (2, 6)
+ABLATION_DEPTHS = (4,)
 COMPARED = 600  # updates of every model in the tables, tuning counted
 LONG_SCRATCH = 3000
-LONG_FINE = 1000
 TUNING = 50
 EVAL_EVERY = {"fine": 25, "he": 100}
 
@@ -28,6 +27,7 @@ class Variant:
     name: str
     condense: tuple[str, ...] = ()
     init: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
     tuning: int = TUNING
     method: str = "fine"
     depths: tuple[int, ...] = field(default=ABLATION_DEPTHS)
@@ -38,6 +38,8 @@ Run = tuple[Variant, int, int, int]  # variant, depth, seed, updates
 SCRATCH = Variant("he (usual initialisation)", method="he", tuning=0, depths=DEPTHS)
 FINE = Variant("FINE: r = d, adaLN factorised, sigma interpolated and tuned", depths=DEPTHS)
 ABLATIONS = (
+    Variant("he, trained at the auxiliary model's rate (--lr 4e-3)", method="he", tuning=0, train=("--lr", "4e-3")),
+    Variant("FINE, trained at that rate", train=("--lr", "4e-3")),
     Variant("sigma interpolated as read (--depth-scale 0), tuned", init=("--depth-scale", "0")),
     Variant("sigma interpolated, not tuned", init=("--sigma", "interpolated"), tuning=0),
     Variant("sigma identical in all layers, not tuned", init=("--sigma", "identical"), tuning=0),
@@ -65,7 +67,7 @@ def target(variant: Variant, depth: int, seed: int, updates: int) -> Path:
         options += ["--tune-steps", str(variant.tuning)]
     start = finectl("init", str(learngene(seed, variant.condense)), *options)
     steps = ["--steps", str(updates - variant.tuning), "--eval-every", str(EVAL_EVERY[variant.method])]
-    return finectl("train", str(start), "--seed", str(seed), *steps)
+    return finectl("train", str(start), "--seed", str(seed), *steps, *variant.train)
 
 
 def losses(model: Path, tuning: int) -> dict[int, float]:
@@ -90,29 +92,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ablation-seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
-    seeds = arguments.seeds
-    long = [(SCRATCH, d, s, LONG_SCRATCH) for d in DEPTHS for s in seeds]
-    long += [(FINE, d, s, LONG_FINE) for d in DEPTHS for s in seeds]
+    long = [(SCRATCH, d, s, LONG_SCRATCH) for d in DEPTHS for s in arguments.seeds]
     made: dict[Run, Path] = {}
     table: dict[tuple[Variant, int], dict[str, float]] = {}
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for variants, more in (((SCRATCH, FINE), long), (ABLATIONS, [])):
+        for variants, seeds, more in (
+            ((SCRATCH, FINE), arguments.seeds, long),
+            (ABLATIONS, arguments.ablation_seeds, []),
+        ):
             # Every learngene is there before its targets: two processes may not make one artifact at the same time.
             recipes = sorted({variant.condense for variant in variants})
             list(pool.map(lambda job: learngene(*job), [(s, recipe) for recipe in recipes for s in seeds]))
             runs = [(v, d, s, COMPARED) for v in variants for d in v.depths for s in seeds] + more
             made.update(zip(runs, pool.map(lambda run: target(*run), runs), strict=True))
             groups = [(v, d) for v in variants for d in v.depths]
-            values = pool.map(lambda group: measured([made[(*group, s, COMPARED)] for s in seeds]), groups)
-            table.update(zip(groups, values, strict=True))
-    report(seeds, made, table)
+            models = [[made[(*group, s, COMPARED)] for s in seeds] for group in groups]
+            table.update(zip(groups, pool.map(measured, models), strict=True))
+    report(arguments.seeds, arguments.ablation_seeds, made, table)
 
 
-def report(seeds: Sequence[int], made: dict[Run, Path], table: dict[tuple[Variant, int], dict[str, float]]) -> None:
+def report(
+    seeds: Sequence[int],
+    ablation_seeds: Sequence[int],
+    made: dict[Run, Path],
+    table: dict[tuple[Variant, int], dict[str, float]],
+) -> None:
     """Print both tables."""
     out = sys.stdout
-    out.write(f"After {COMPARED} updates (tuning counted), mean of seeds {seeds}:\n\n")
+    out.write(f"After {COMPARED} updates, tuning counted; mean of seeds {seeds}, ablations {ablation_seeds}:\n\n")
     out.write("| initialisation | depth | parameters | transferred | held-out loss | Frechet | accuracy |\n")
     out.write("|---|--:|--:|--:|--:|--:|--:|\n")
     for (variant, depth), row in table.items():
@@ -130,7 +139,7 @@ def report(seeds: Sequence[int], made: dict[Run, Path], table: dict[tuple[Varian
             for seed in seeds:
                 bound = losses(made[(SCRATCH, depth, seed, LONG_SCRATCH)], 0)[updates]
                 bounds.append(bound)
-                steps.append(first_at(losses(made[(FINE, depth, seed, LONG_FINE)], TUNING), bound))
+                steps.append(first_at(losses(made[(FINE, depth, seed, COMPARED)], TUNING), bound))
             cells += [f"{statistics.mean(bounds):.4f}", ", ".join("never" if s is None else str(s) for s in steps)]
         out.write(f"| {' | '.join(cells)} |\n")
 

@@ -58,7 +58,8 @@ def test_timesteps_are_stratified_and_ranges_cover_them(digits: ImageSet) -> Non
     for draw, row in enumerate(measured.timesteps):
         assert 100 * draw <= int(row.min()) and int(row.max()) < 100 * (draw + 1)
     summary = measured.summary(4)
-    assert [(part["first"], part["last"]) for part in summary["ranges"]] == [(0, 249), (250, 499), (500, 749), (750, 999)]
+    borders = [(part["first"], part["last"]) for part in summary["ranges"]]
+    assert borders == [(0, 249), (250, 499), (500, 749), (750, 999)]
     assert sum(part["terms"] for part in summary["ranges"]) == measured.losses.numel()
     weighted = sum(part["loss"] * part["terms"] for part in summary["ranges"]) / measured.losses.numel()
     assert weighted == pytest.approx(measured.mean)

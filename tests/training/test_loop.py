@@ -125,6 +125,27 @@ def test_the_learning_rate_over_time() -> None:
         assert rising == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+def test_every_group_gets_the_rate_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+    real = loop.train_step
+
+    def watch(*arguments: Any) -> float:
+        (optimizer,) = [a for a in arguments if isinstance(a, torch.optim.Optimizer)]
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        return real(*arguments)
+
+    def groups(net: DiT) -> list[dict[str, Any]]:
+        first, *others = net.parameters()
+        return [{"params": [first], "lr": 0.5}, {"params": others}]
+
+    monkeypatch.setattr(loop, "train_step", watch)
+    interrupted(tmp_path, at=4, groups=groups)
+    run(tmp_path, groups=groups)
+    factors = [lr_factor(settings(), step) for step in range(10)]
+    assert len(set(factors)) > 5
+    assert seen == [[0.5 * factor, 1e-2 * factor] for factor in factors]
+
+
 def test_labels_are_dropped_with_the_models_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     real = loop.denoising_loss

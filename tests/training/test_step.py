@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from finectl.errors import InputError
-from finectl.training.memory import tune_allocator
 from finectl.training.step import Ema, make_optimizer
 
 
@@ -112,11 +111,10 @@ import numpy
 from finectl.training.memory import tune_allocator
 if sys.argv[1] == "tuned":
     assert tune_allocator()
-for step in range(40):
-    if step == 20:
+for step in range(8):
+    if step == 4:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    numpy.empty(32 * 2**20, numpy.uint8).fill(1)
-    numpy.empty(48 * 2**20, numpy.uint8).fill(1)
+    numpy.empty(34 * 2**20, numpy.uint8).fill(1)
 sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
 """
 

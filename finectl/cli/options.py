@@ -106,7 +106,7 @@ BatchSize = Annotated[
 ]
 ComputeBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at a time.")]
 Lr = Annotated[
-    float | None, typer.Option("--lr", min=0.0, help="Learning rate of AdamW. [default: 1e-3, condense 4e-3; not bundled: 1e-4]")
+    float | None, typer.Option("--lr", min=0.0, help="AdamW's rate. [default: 1e-3 (condense 4e-3); not bundled: 1e-4]")
 ]
 LrSchedule = Annotated[
     Literal["constant", "cosine"], typer.Option("--lr-schedule", help="Course of the learning rate.")

@@ -25,8 +25,8 @@ from finectl.training.settings import (
     training_estimate,
 )
 
-# In a short run the shared factors bear, and need, a higher rate than dense weights. sigma is of scale 1 where entries of
-# U and V are of scale 1 / sqrt(width), and Adam moves all by about the same: it gets a rate of its own.
+# In a short run the shared factors bear, and need, a higher rate than dense weights. sigma is of scale 1, entries of U
+# and V are of scale 1 / sqrt(width), and Adam moves all by about the same: sigma gets a rate of its own.
 SMALL = {"steps": 1500, "lr": 4e-3}
 SMALL_SIGMA_FACTOR = 5.0
 PAPER = {"steps": 30_000}

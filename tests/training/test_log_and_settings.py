@@ -66,11 +66,11 @@ class Options:
 
 
 def resolved(bundled: bool, **given: Any) -> dict[str, Any]:
-    return resolve_settings(Options(**given), bundled, small_steps=500, paper_steps=7000)
+    return resolve_settings(Options(**given), bundled, small={"steps": 500, "lr": 2e-3}, paper={"steps": 7000})
 
 
 def test_what_is_left_out_depends_on_the_data() -> None:
-    assert resolved(True).items() >= {**SMALL, "steps": 500, "eval_every": 50}.items()
+    assert resolved(True).items() >= {**SMALL, "steps": 500, "lr": 2e-3, "eval_every": 50}.items()
     assert resolved(False).items() >= {**PAPER, "steps": 7000, "eval_every": 700}.items()
     assert PAPER["lr"] == 1e-4 and PAPER["batch_size"] == 256 and PAPER["ema"] == 0.9999
 

@@ -6,6 +6,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/setup.sh" plots
 export FINECTL_WORKSPACE=${FINECTL_WORKSPACE:-$here/../artifacts} HF_HUB_OFFLINE=1
 recipe=$here/quickstart.yaml
+# One thread a process, and two models at a time: matrices this small gain little from a second thread, and lose much to it
+# where other work runs on the machine.
+export OMP_NUM_THREADS=1
 total=400 tuning=50 # updates of every model; FINE spends some of them on tuning sigma
 
 target() { # METHOD DEPTH UPDATES
@@ -17,7 +20,6 @@ echo "1. condense: one model whose layers share their factors; extract: its lear
 learngene=$(finectl condense --recipe "$recipe" | finectl extract - --depths 2,4,6,8)
 
 echo "2. init and train: depths 2 and 6, from the learngene and from scratch, $total updates each" >&2
-export OMP_NUM_THREADS=1 # two models at a time, one thread each: matrices this small gain little from a second one
 models=()
 for depth in 2 6; do
     fine=$(mktemp)
@@ -28,7 +30,6 @@ for depth in 2 6; do
     rm "$fine"
     echo "   depth $depth is trained" >&2
 done
-unset OMP_NUM_THREADS
 
 echo "3. evaluate: held-out loss, Frechet distance and accuracy of all four" >&2
 evaluation=$(finectl evaluate "${models[@]}" --recipe "$recipe")

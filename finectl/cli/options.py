@@ -56,9 +56,7 @@ Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Columns of U an
 Overcomplete = Annotated[bool, typer.Option("--overcomplete", help="Allow a rank above what the width gives room for.")]
 SigmaLr = Annotated[
     float | None,
-    typer.Option(
-        "--sigma-lr", min=0.0, help="Learning rate of sigma. [default: 5 times --lr bundled data, else --lr]"
-    ),
+    typer.Option("--sigma-lr", min=0.0, help="Learning rate of sigma. [default: 5 times --lr bundled data, else --lr]"),
 ]
 SigmaSharing = Annotated[int, typer.Option("--sigma-sharing", min=1, help="Entries of sigma that share one value.")]
 LearnSigma = Annotated[

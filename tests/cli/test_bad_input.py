@@ -172,7 +172,7 @@ def test_a_parent_named_by_an_absolute_path_or_outside_of_the_workspace(chain: A
 @pytest.mark.parametrize(
     "text",
     [
-        "schema: !!python/object/apply:os.system ['touch /tmp/finectl-owned']",
+        "schema: !!python/object/apply:os.system ['touch OWNED']",
         "schema: !custom finectl/1",
         "schema: finectl/1\n  broken: [",
         "schema: finectl/1\ncreated: 2024-13-45",
@@ -184,10 +184,11 @@ def test_a_parent_named_by_an_absolute_path_or_outside_of_the_workspace(chain: A
         "&a [*a]",
     ],
 )
-def test_a_manifest_that_is_not_plain_yaml_or_not_a_manifest(text: str, chain: Any) -> None:
-    (chain.init / "manifest.yaml").write_text(text, encoding="latin-1")
+def test_a_manifest_that_is_not_plain_yaml_or_not_a_manifest(text: str, chain: Any, tmp_path: Path) -> None:
+    owned = tmp_path / "owned"
+    (chain.init / "manifest.yaml").write_text(text.replace("OWNED", str(owned)), encoding="latin-1")
     refused(run_cli("train", chain.init), EXIT_INPUT, "manifest.yaml")
-    assert not Path("/tmp/finectl-owned").exists()
+    assert not owned.exists()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/setup.sh" plots
-export FINECTL_WORKSPACE=${FINECTL_WORKSPACE:-$here/../artifacts} HF_HUB_OFFLINE=1
+export FINECTL_WORKSPACE=${FINECTL_WORKSPACE:-$(dirname "$here")/artifacts} HF_HUB_OFFLINE=1
 recipe=$here/quickstart.yaml
 # One thread a process, and two models at a time: matrices this small gain little from a second thread, and lose much to it
 # where other work runs on the machine.
@@ -32,7 +32,7 @@ for depth in 2 6; do
 done
 
 echo "3. evaluate: held-out loss, Frechet distance and accuracy of all four" >&2
-evaluation=$(finectl evaluate "${models[@]}" --recipe "$recipe")
+evaluation=$(finectl evaluate "${models[@]}" --recipe "$recipe" --quiet)
 echo
 cat "$evaluation/table.md"
 echo

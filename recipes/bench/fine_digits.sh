@@ -8,6 +8,6 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../setup.sh" plots
-export FINECTL_WORKSPACE=${FINECTL_WORKSPACE:-$here/../../artifacts/fine-digits} HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+export FINECTL_WORKSPACE=${FINECTL_WORKSPACE:-$(cd "$here/../.." && pwd)/artifacts/fine-digits} HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 exec python "$here/fine_digits.py" --jobs 2 --seeds ${SEEDS:-0 1 2} --long-seeds ${LONG_SEEDS:-0 1 2} \
     --ablation-seeds ${ABLATION_SEEDS:-0}

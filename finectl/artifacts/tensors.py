@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,9 +79,10 @@ def read_header(path: Path) -> dict[str, Any]:
             if not 2 <= length <= MAX_HEADER_BYTES:
                 raise ValueError(f"its header would be {length} bytes long")
             header = json.loads(stream.read(length))
+            size = os.fstat(stream.fileno()).st_size  # of this very file: another may take its name at any moment
         if not isinstance(header, dict):
             raise ValueError("its header is not a table")
-        header["__data_start__"] = 8 + length
+        header["__data_start__"], header["__size__"] = 8 + length, size
         return header
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing", fix="make the artifact again with --force") from error
@@ -108,7 +110,7 @@ def check_header(path: Path) -> None:
         InputError: an offset, a size or the file's length does not fit.
     """
     header = read_header(path)
-    start = header.pop("__data_start__")
+    start, size = header.pop("__data_start__"), header.pop("__size__")
     header.pop("__metadata__", None)
     end = 0
     try:
@@ -119,7 +121,6 @@ def check_header(path: Path) -> None:
             end = last
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} has a broken header: {error}", fix="make the artifact again with --force") from error
-    size = path.stat().st_size
     if size != start + end:
         raise InputError(
             f"{path} is truncated: it has {size:,} bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -14,6 +15,7 @@ from finectl.errors import InputError, ResourceError
 
 CHUNK_BYTES = 1 << 20
 MAX_NAME_BYTES = 255
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -57,6 +59,20 @@ class staged:  # noqa: N801 - a context manager that reads like a function
             self.temporary.unlink(missing_ok=True)
         if error is not None and is_disk_full(error):
             raise disk_full(self.path) from error
+
+
+def exchange(one: Path, two: Path) -> bool:
+    """Exchange the names of two directories in one step, so that neither name is ever missing.
+
+    Returns:
+        Whether it was done: only Linux can do it, and not on every file system.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    result: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(two), RENAME_EXCHANGE)
+    return result == 0
 
 
 def sync(path: Path) -> None:

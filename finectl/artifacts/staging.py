@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from finectl.artifacts.files import (
+    exchange,
     is_disk_full,
     path_inside,
     remove_tree,
@@ -195,9 +196,12 @@ class Staging:
         for stray in self.path.rglob(".*.tmp"):
             stray.unlink()
         sync_directories(self.path)
-        if taken:
-            os.rename(self.final, self._replaced)
-        os.rename(self.path, self.final)
+        if taken and exchange(self.path, self.final):
+            os.rename(self.path, self._replaced)
+        else:
+            if taken:
+                os.rename(self.final, self._replaced)
+            os.rename(self.path, self.final)
         sync(self.final.parent)
         self._discard_replaced()
         return self.final

@@ -70,6 +70,26 @@ def open_artifact(path: Path, kinds: Sequence[str] = ()) -> Artifact:
     Raises:
         InputError: it is none, it is of another kind, or a file is missing, truncated or outside of it.
     """
+    for _ in range(REPLACEMENT_ATTEMPTS):
+        before = _identity(path)
+        try:
+            return _open(path, kinds)
+        except (FinectlError, FileNotFoundError):
+            # `--force` may have put another directory here in the middle of the checks: then look at that one.
+            if before == _identity(path):
+                break
+    return _open(path, kinds)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _open(path: Path, kinds: Sequence[str]) -> Artifact:
     if path.name.startswith(".") and path.name.endswith(".partial"):
         raise InputError(f"{path} is unfinished work, not an artifact", fix="run the command that makes it again")
     if not path.is_dir():

@@ -6,32 +6,28 @@ A stage's file holds its method; everything that makes a run repeatable, resumab
 from __future__ import annotations
 
 import datetime
-import errno
-import importlib.metadata
 import json
 import os
-import platform
-import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import finectl
-from finectl.artifacts.files import disk_full, is_disk_full, sha256_json
-from finectl.artifacts.job import DataRecord, Execution, InterruptFlag, Job, Outcome, Plan, Reads, Stage
+from finectl.artifacts.files import sha256_json
+from finectl.artifacts.job import Execution, InterruptFlag, Job, Plan, Reads, Stage
 from finectl.artifacts.manifest import NAME, Manifest, ParentRecord, digest_of, read_manifest
-from finectl.artifacts.staging import Staging, check_records, point_latest
+from finectl.artifacts.provenance import cost_of, data_record, environment, machine
+from finectl.artifacts.resources import resources_as_errors
+from finectl.artifacts.staging import STATE, Staging, check_records, point_latest
 from finectl.artifacts.store import Artifact, Workspace, open_artifact, verify_artifact
 from finectl.console import Console
-from finectl.errors import FinectlError, InputError, OutputError, ResourceError
+from finectl.errors import FinectlError, InputError, OutputError, UsageError
+from finectl.world import World
 
 C = TypeVar("C")
 STDIN = "-"
-READ_ONLY_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
 SHOWN_CHARACTERS = 200
 
 
@@ -46,6 +42,7 @@ class RunOptions:
     dry_run: bool = False
     execution: Execution = field(default_factory=Execution)
     command: tuple[str, ...] = ()
+    world: World = field(default_factory=World)
 
 
 @dataclass(frozen=True)
@@ -81,15 +78,88 @@ def run_stage(
         FinectlError: with the exit code that says what failed.
     """
     console = console or Console()
+    if not stage.shares_work:
+        if not options.world.leads:
+            return Result(None, True, {})
+        options = replace(options, world=World())  # the others have left: nothing may wait for them
+    if not options.world.leads:
+        return _follow(stage, config, options)
+    with _Announcement(options.world) as announce:
+        return _lead(stage, config, inputs, options, console, announce)
+
+
+class _Announcement:
+    """The word of the process that leads: where the work is, or, if none came up, that there is none."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._given = False
+
+    def __call__(self, **work: Any) -> None:
+        self._world.tell("work", work)
+        self._given = True
+
+    def __enter__(self) -> _Announcement:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._given:
+            self._world.tell("work", None)
+
+
+def _follow(stage: Stage[C], config: C, options: RunOptions) -> Result:
+    """Share the work of a run that another process leads; nothing is written and nothing is printed."""
+    world = options.world
+    work = world.hear("work")
+    if work is None:
+        return Result(None, True, {})
+    parents = tuple(open_artifact(Path(path)) for path in work["parents"])
+    plan = stage.plan(config, parents)
+    recipe = recipe_of(stage, plan, parents, stage.reads(config))
+    if recipe != work["recipe"]:
+        raise UsageError(
+            f"process {world.rank} has the recipe {recipe[:8]}, process 0 has {work['recipe'][:8]}",
+            expected="the same command, the same finectl and the same data in all processes",
+        )
+    directory, console = Path(work["directory"]), Console(quiet=True)
+    with resources_as_errors(directory), InterruptFlag(console) as interrupt:
+        stage.run(
+            Job(
+                config=plan.config,
+                execution=options.execution,
+                parents=parents,
+                directory=directory,
+                state=directory / STATE,
+                console=console,
+                interrupt=interrupt,
+                workspace=Workspace(options.workspace),
+                data=plan.data,
+                world=world,
+            )
+        )
+    return Result(None, False, {})
+
+
+def _lead(
+    stage: Stage[C],
+    config: C,
+    inputs: Sequence[str],
+    options: RunOptions,
+    console: Console,
+    announce: Callable[..., None],
+) -> Result:
+    """Find the artifact, or make it."""
     workspace = Workspace(options.workspace)
     reads = stage.reads(config)
-    parents = find_parents(workspace, reads, inputs, console)
+    parents = find_parents(workspace, reads, inputs or (reads.named if reads else ()), console)
     plan = stage.plan(config, parents)
     recipe = recipe_of(stage, plan, parents, reads)
-    final = named(options.out) if options.out else workspace.directory(stage.makes, f"{plan.slug}-{recipe[:8]}")
+    kind = plan.makes or stage.makes
+    final = named(options.out) if options.out else workspace.directory(kind, f"{plan.slug}-{recipe[:8]}")
     described = describe_plan(stage, plan, parents, recipe, final)
     if options.dry_run:
-        return Result(None, False, described)
+        measured = stage.measure(plan, parents, options.execution) if stage.measure else {}
+        return Result(None, False, {**described, **measured})
     for note in plan.notes:
         console.note(note)
     if not options.force and (done := finished(final, recipe)) is not None:
@@ -107,6 +177,7 @@ def run_stage(
                 # Another process published it between the look and the lock.
                 return Result(done, True, described, stage.verdict(plan.config, done.manifest))
             if not _is_publishable(staging, recipe):
+                announce(recipe=recipe, directory=str(staging.path), parents=[str(p.path.absolute()) for p in parents])
                 _work(stage, plan, parents, reads, recipe, staging, options, workspace, console)
             path = staging.publish(replace=options.force)
             if options.out is None:
@@ -171,10 +242,11 @@ def read_stdin() -> list[str]:
 def recipe_of(stage: Stage[C], plan: Plan[C], parents: Sequence[Artifact], reads: Reads | None) -> str:
     """Return the hash of all that decides the result: stage, version, configuration, parents and data.
 
-    Data counts by its fingerprint, so the same images under another path give the same recipe.
+    What lies somewhere counts by its fingerprint, so the same images under another path give the same recipe.
     """
     config = asdict(plan.config)  # type: ignore[call-overload]
-    config.pop("data", None)
+    for location in stage.locations:
+        config.pop(location, None)
     return sha256_json(
         {
             "stage": stage.name,
@@ -233,13 +305,6 @@ def describe_plan(
     }
 
 
-def data_record(data: DataRecord | None) -> dict[str, Any]:
-    """Return what a manifest says of the data set."""
-    if data is None:
-        return {}
-    return {"name": data.name, "fingerprint": data.fingerprint, "count": data.count, "bundled": data.bundled}
-
-
 def _freshen_latest(workspace: Workspace, artifact: Artifact) -> None:
     """Move `latest` to an artifact that a crash published without it."""
     try:
@@ -285,16 +350,17 @@ def _work(
             interrupt=interrupt,
             workspace=workspace,
             data=plan.data,
+            world=options.world,
         )
         outcome = stage.run(job)
         files = staging.records()
         Manifest(
-            kind=stage.makes,
+            kind=plan.makes or stage.makes,
             stage=stage.name,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
             command=list(options.command),
             config=asdict(plan.config),  # type: ignore[call-overload]
-            execution={**asdict(options.execution), **_machine()},
+            execution={**asdict(options.execution), **machine(options.world)},
             recipe=recipe,
             parents=[
                 ParentRecord(reads.role, os.path.relpath(parent.path, staging.final), parent.manifest.digest)
@@ -305,66 +371,6 @@ def _work(
             digest=digest_of(files),
             data=data_record(plan.data),
             metrics=outcome.metrics,
-            cost=_cost(outcome, start_s),
+            cost=cost_of(outcome, start_s),
             environment=environment(),
         ).write(staging.path / NAME)
-
-
-def _cost(outcome: Outcome, start_s: float) -> dict[str, Any]:
-    """Complete a stage's cost with what is measured for all: wall seconds and peak memory."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
-    wall_s = round(time.monotonic() - start_s, 3)
-    return {"steps": 0, "samples": 0, "wall_s": wall_s, **outcome.cost, "peak_memory_bytes": usage.ru_maxrss * unit}
-
-
-def _machine() -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    return {"world_size": 1, "threads": torch.get_num_threads() if torch else 1}
-
-
-def environment() -> dict[str, str]:
-    """Return the versions and the machine that a manifest records."""
-    versions = {"finectl": finectl.__version__, "python": platform.python_version()}
-    for package in ("torch", "diffusers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {**versions, "machine": platform.machine(), "system": platform.system()}
-
-
-@contextmanager
-def resources_as_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk and exhausted memory, however a library reports them, into the error with exit code 6.
-
-    Raises:
-        ResourceError: disk or memory ran out.
-        OutputError: `path`, where the artifact goes, may not be written to.
-    """
-    try:
-        yield
-    except ResourceError:
-        raise
-    except MemoryError as error:
-        raise _out_of_memory(error) from error
-    except (OSError, RuntimeError) as error:
-        if is_disk_full(error):
-            raise disk_full(path) from error
-        if isinstance(error, OSError) and error.errno in READ_ONLY_ERRORS:
-            raise OutputError(
-                f"{error.filename or path}: {error.strerror}",
-                expected="a directory that can be written to",
-                fix="choose another --workspace or --out",
-            ) from error
-        if "allocate memory" in str(error) or "out of memory" in str(error).lower():
-            raise _out_of_memory(error) from error
-        raise
-
-
-def _out_of_memory(error: BaseException) -> ResourceError:
-    return ResourceError(
-        f"out of memory: {' '.join(str(error).split())[:200] or 'no more can be allocated'}",
-        expected="memory for the model, its gradients, two moments and the EMA; --dry-run prints an estimate",
-        fix="use a smaller --batch-size or --model; saved state is intact",
-    )

@@ -15,6 +15,9 @@ import pytest
 # Before torch is imported by anything: the suite runs on as many processes as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Decoded images and hub downloads of the tests go here, and nothing of the user's is found.
+CACHE = tempfile.TemporaryDirectory(prefix="finectl-test-cache-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 from support import TINY_DATA, run_cli  # after the environment is set
 

@@ -16,6 +16,7 @@ from unittest import mock
 
 from finectl.artifacts.files import write_atomic, write_json
 from finectl.artifacts.job import Job, Outcome, Plan, Stage
+from finectl.artifacts.kinds import KINDS
 from finectl.artifacts.store import Artifact, Workspace, open_artifact, verify_artifact
 from finectl.cli.main import main
 from finectl.console import Console
@@ -158,4 +159,26 @@ def run_count(
 def published(workspace: Path) -> list[Path]:
     """Return every directory that looks like an artifact."""
     store = Workspace(workspace)
-    return [path for kind in ("condensed", "learngene", "model", "samples", "evaluation") for path in store.paths(kind)]
+    return [path for kind in KINDS for path in store.paths(kind)]
+
+
+def tiny_vae(folder: Path, *, channels: int = 1, seed: int = 0, **config: Any) -> Path:
+    """Write an autoencoder of 4 latent channels that halves the sides of images, with random weights."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    blocks = 2
+    options: dict[str, Any] = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * blocks,
+        "up_block_types": ("UpDecoderBlock2D",) * blocks,
+        "block_out_channels": (8, 16),
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "scaling_factor": 0.5,
+        **config,
+    }
+    AutoencoderKL(**options).save_pretrained(folder)
+    return folder

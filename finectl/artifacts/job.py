@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from finectl.artifacts.manifest import Manifest
 from finectl.artifacts.store import Artifact, Workspace
 from finectl.console import Console
 from finectl.errors import FinectlError, Interrupted
+from finectl.world import World
 
 C = TypeVar("C")
 
@@ -33,11 +34,19 @@ class DataRecord(Protocol):
 
 @dataclass(frozen=True)
 class Reads:
-    """The artifacts that a stage takes as INPUT: their role in the manifest, the kinds that will do, one or many."""
+    """The artifacts that a stage takes as INPUT.
+
+    Args:
+        role: What they are to the result, for the manifest.
+        kinds: The kinds that will do.
+        many: Whether several may be given.
+        named: Inputs that the configuration itself names; INPUT is not read then.
+    """
 
     role: str
     kinds: tuple[str, ...]
     many: bool = False
+    named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Plan(Generic[C]):
         data: The data set that the work reads, if any.
         summary: What `--dry-run` prints beside the configuration: parameters, memory, disk and the like.
         notes: What finectl decided by itself, one line each, said on stderr.
+        makes: The kind of artifact, where it depends on the configuration.
     """
 
     config: C
@@ -57,6 +67,7 @@ class Plan(Generic[C]):
     data: DataRecord | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    makes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,13 +76,32 @@ class Execution:
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: Arithmetic of the matrix products: `float32` or `bfloat16` (autocast).
-        save_every: Save the resume state every so many optimiser updates; 0 saves once a minute.
+        dtype: Arithmetic of the matrix products: `float32`, `tf32`, `bfloat16` (autocast), or `auto`: bfloat16 on CUDA,
+            float32 elsewhere.
+        save_every: Save the resume state every so many optimiser updates; 0: by time.
+        save_minutes: Save it every so many minutes, where `save_every` is 0.
+        max_minutes: Save and leave (exit code 75) after so many minutes of work; 0: no limit.
+        workers: Threads that read batches ahead.
+        accumulate: Parts into which a process cuts its share of a batch, one after another.
+        compile: Whether torch.compile makes the model's code.
+        grad_checkpointing: Whether activations are computed again in the backward pass instead of kept.
+        fsdp: Whether weights, gradients and optimiser state are spread over the processes.
+        tensorboard: Whether TensorBoard events are written beside the log.
+        sample_every: Draw samples every so many updates; 0 never.
     """
 
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     save_every: int = 0
+    save_minutes: float = 1.0
+    max_minutes: float = 0.0
+    workers: int = 2
+    accumulate: int = 1
+    compile: bool = False
+    grad_checkpointing: bool = False
+    fsdp: bool = False
+    tensorboard: bool = False
+    sample_every: int = 0
 
 
 @dataclass
@@ -122,6 +152,7 @@ class Job(Generic[C]):
         interrupt: Whether a signal asked to stop.
         workspace: Where the lineage of the parents is found.
         data: The data set of the plan, if any.
+        world: The processes that share the work.
     """
 
     config: C
@@ -133,6 +164,7 @@ class Job(Generic[C]):
     interrupt: InterruptFlag
     workspace: Workspace
     data: DataRecord | None = None
+    world: World = field(default_factory=World)
 
     def stop_if_requested(self, save: Callable[[], None] | None = None) -> None:
         """Save and leave when a signal asked for it; without `save` there is nothing to go on from.
@@ -140,12 +172,19 @@ class Job(Generic[C]):
         Raises:
             Interrupted: a signal came (exit code 75 when state was saved, 130 otherwise).
         """
-        if not self.interrupt.requested:
-            return
+        if self.interrupt.requested:
+            self.stop(save, "interrupted")
+
+    def stop(self, save: Callable[[], None] | None, reason: str) -> NoReturn:
+        """Save and leave.
+
+        Raises:
+            Interrupted: always (exit code 75 when state was saved, 130 otherwise).
+        """
         if save is not None:
             save()
         raise Interrupted(
-            "interrupted; the state is saved" if save else "interrupted; nothing was saved",
+            f"{reason}; the state is saved" if save else f"{reason}; nothing was saved",
             saved=save is not None,
             fix="run the same command again: it goes on from there" if save else "",
         )
@@ -162,9 +201,14 @@ class Stage(Generic[C]):
         config: The dataclass of its options.
         reads: What it takes as INPUT under a configuration; None for nothing.
         plan: Resolve the configuration, without torch.
-        run: Do the work.
+        run: Do the work. Of several processes each calls it, where the stage shares its work; only the one that leads
+            may write.
         verdict: Look at the finished artifact, made now or found, and return the error that its user asked to be told
             of (`--fail-if`); the artifact stays.
+        locations: Fields of the configuration that say where something lies. They are no part of the recipe: what lies
+            there counts, by a fingerprint.
+        shares_work: Whether several processes share the work; otherwise the one that leads does it all.
+        measure: What `--dry-run` measures beside the plan, such as the seconds of a step.
     """
 
     name: str
@@ -175,6 +219,9 @@ class Stage(Generic[C]):
     plan: Callable[[C, Sequence[Artifact]], Plan[C]]
     run: Callable[[Job[C]], Outcome]
     verdict: Callable[[C, Manifest], FinectlError | None] = lambda config, manifest: None
+    locations: tuple[str, ...] = ("data",)
+    shares_work: bool = False
+    measure: Callable[[Plan[C], Sequence[Artifact], Execution], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,9 +232,11 @@ class InheritedData:
     fingerprint: str
     count: int
     bundled: bool
+    skipped: int = 0
+    vae: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, artifact: Artifact) -> InheritedData | None:
         """Return what the artifact's manifest says; None when it says nothing."""
         data = artifact.manifest.data
-        return cls(**{name: data[name] for name in cls.__dataclass_fields__}) if data else None
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data}) if data else None

@@ -17,9 +17,11 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "latents": Kind("images as an autoencoder's latents", "finectl encode --vae PATH"),
     "condensed": Kind("a model pre-trained with factors shared by all its layers", "finectl condense"),
     "learngene": Kind("the size-free factors of a condensed model", "finectl extract"),
     "model": Kind("a dense diffusion model", "finectl init --depth 4"),
+    "export": Kind("a model in another tool's layout", "finectl convert --to diffusers"),
     "samples": Kind("generated images", "finectl sample"),
     "evaluation": Kind("measurements of one or several models", "finectl evaluate"),
 }

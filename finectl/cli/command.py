@@ -7,61 +7,51 @@ import importlib
 import inspect
 import json
 import math
+import os
+import re
 import sys
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 
-from finectl.cli import options as opt
+from finectl.cli import groups as common
 from finectl.console import Console
-from finectl.errors import UsageError
+from finectl.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from finectl.runner import Result
 
 INPUT_PARAMETERS = ("input", "inputs")
 
 
-def _run_options(
-    recipe: opt.Recipe = None,
-    workspace: opt.Workspace = None,
-    out: opt.Out = None,
-    force: opt.Force = False,
-    resume: opt.Resume = True,
-    dry_run: opt.DryRun = False,
-    json_output: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = False,
-    device: opt.Device = "auto",
-    dtype: opt.Dtype = "float32",
-    save_every: opt.SaveEvery = 0,
-) -> None:
-    """The options of every stage; the signature is all that is read of this function."""
-
-
-def stage_command(module: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def stage_command(module: str, *groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn a signature of options into the subcommand of a stage.
 
-    The decorated function has no body: its parameters are the fields of the stage's `Config` (and `input` or `inputs`),
-    its docstring is the help. The options of `_run_options` are added to it.
+    The decorated function has no body: its parameters are fields of the stage's `Config` (and `input` or `inputs`), its
+    docstring is the help. The options of `groups` and those of every stage are added to it.
 
     Args:
         module: The stage's module; it is imported when the command runs.
+        groups: Signatures of `finectl.cli.groups`.
     """
 
     def decorate(declared: Callable[..., None]) -> Callable[..., None]:
-        shared = inspect.signature(_run_options).parameters
-        own = inspect.signature(declared).parameters
+        signatures = (declared, *groups, common.run)
+        own: dict[str, inspect.Parameter] = {}
+        for signature in signatures:  # a stage's own form of an option comes before the common one
+            for parameter in inspect.signature(signature).parameters.values():
+                own.setdefault(parameter.name, parameter)
 
         @functools.wraps(declared)
         def command(ctx: typer.Context, **values: Any) -> None:
-            _run(module, {k: v for k, v in values.items() if k in own}, {k: values[k] for k in shared})
+            _run(module, values)
 
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        hints = {
-            **get_type_hints(declared, include_extras=True),
-            **get_type_hints(_run_options, include_extras=True),
-            "ctx": typer.Context,
-        }
-        parameters = [p.replace(annotation=hints[p.name]) for p in (context, *own.values(), *shared.values())]
+        hints: dict[str, Any] = {"ctx": typer.Context}
+        for signature in reversed(signatures):
+            hints.update(get_type_hints(signature, include_extras=True))
+        parameters = [p.replace(annotation=hints[p.name]) for p in (context, *own.values())]
         command.__annotations__ = hints
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined, unused-ignore]
         del command.__wrapped__  # or the parser would look through to `declared`
@@ -70,33 +60,55 @@ def stage_command(module: str) -> Callable[[Callable[..., None]], Callable[..., 
     return decorate
 
 
-def _run(module: str, own: dict[str, Any], shared: dict[str, Any]) -> None:
+def _run(module: str, values: dict[str, Any]) -> None:
     """Run a stage and print its artifact's path on stdout, or one JSON object with `--json`."""
     from finectl.artifacts.job import Execution
     from finectl.runner import RunOptions, run_stage
+    from finectl.world import World
 
-    _require_finite(own)
-    inputs = [text for name in INPUT_PARAMETERS for text in _as_list(own.pop(name, None))]
+    _require_finite(values)
+    if values["offline"] or not values["download"]:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # what huggingface_hub, diffusers and datasets all obey
+    else:
+        os.environ.pop("HF_HUB_OFFLINE", None)
+    inputs = [text for name in INPUT_PARAMETERS for text in _as_list(values.get(name))]
     stage = importlib.import_module(module).STAGE
-    console = Console(quiet=shared["quiet"])
-    result = run_stage(
-        stage,
-        stage.config(**own),
-        inputs,
-        RunOptions(
-            workspace=shared["workspace"],
-            out=shared["out"],
-            force=shared["force"],
-            resume=shared["resume"],
-            dry_run=shared["dry_run"],
-            execution=Execution(shared["device"], shared["dtype"], shared["save_every"]),
-            command=("finectl", *sys.argv[1:]),
-        ),
-        console,
+    console = Console(quiet=values["quiet"])
+    world = World.from_environment()
+    execution = {key: values[key] for key in Execution.__dataclass_fields__ if key in values}
+    if "max_time" in values:
+        save_every = values["save_every"]
+        by_steps = save_every.isdecimal()
+        execution["save_every"] = int(save_every) if by_steps else 0
+        execution["save_minutes"] = 0.0 if by_steps else minutes("--save-every", save_every)
+        execution["max_minutes"] = minutes("--max-time", values["max_time"]) if values["max_time"] else 0.0
+    config = {key: values[key] for key in stage.config.__dataclass_fields__ if key in values}
+    options = RunOptions(
+        workspace=values["workspace"],
+        out=values["out"],
+        force=values["force"],
+        resume=values["resume"],
+        dry_run=values["dry_run"],
+        execution=Execution(**execution),
+        command=("finectl", *sys.argv[1:]),
+        world=world,
     )
+    try:
+        with world:
+            result = run_stage(stage, stage.config(**config), inputs, options, console)
+    except Interrupted as error:
+        if world.leads:
+            raise
+        raise typer.Exit(error.exit_code) from error  # the process that leads says it
+    if world.leads:
+        _print(result, values["json_output"], console)
+
+
+def _print(result: Result, as_json: bool, console: Console) -> None:
+    """Print the plan of a dry run, or where the artifact is; then say what `--fail-if` found."""
     if result.artifact is None:
-        _print_plan(result.plan, shared["json_output"], console)
-    elif shared["json_output"]:
+        _print_plan(result.plan, as_json, console)
+    elif as_json:
         manifest = result.artifact.manifest
         answer = {
             "path": str(result.artifact.path),
@@ -114,6 +126,19 @@ def _run(module: str, own: dict[str, Any], shared: dict[str, Any]) -> None:
         sys.stdout.write(f"{result.artifact.path}\n")
     if result.failure is not None:
         raise result.failure
+
+
+def minutes(option: str, text: str) -> float:
+    """Return a length of time such as `90s`, `55m`, `3h30m` or `1d`, in minutes.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not text or found is None:
+        raise UsageError(f"{option} {text!r} is no length of time", expected="such as 90s, 55m or 3h30m")
+    days, hours, mins, seconds = (int(part or 0) for part in found.groups())
+    return days * 1440 + hours * 60 + mins + seconds / 60
 
 
 def _require_finite(options: dict[str, Any]) -> None:

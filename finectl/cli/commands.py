@@ -7,6 +7,7 @@ from finectl.registry import Entry, Registry
 COMMANDS = Registry(
     "command",
     {
+        "encode": Entry("finectl.cli.encode:encode", "Turn images into an autoencoder's latents."),
         "condense": Entry(
             "finectl.cli.condense:condense", "Pre-train a model whose layers share their factors (FINE)."
         ),
@@ -15,6 +16,9 @@ COMMANDS = Registry(
         "train": Entry("finectl.cli.train:train", "Train a model."),
         "sample": Entry("finectl.cli.sample:sample", "Generate images with a model."),
         "evaluate": Entry("finectl.cli.evaluate:evaluate", "Measure and compare models."),
+        "convert": Entry(
+            "finectl.cli.convert:convert", "Import other people's checkpoints, or export a model to them."
+        ),
         "ls": Entry("finectl.cli.ls:ls", "List the artifacts of the workspace."),
         "show": Entry("finectl.cli.show:show", "Show what an artifact is and where it comes from."),
         "verify": Entry("finectl.cli.verify:verify", "Hash artifacts again and check them."),

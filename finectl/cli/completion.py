@@ -78,7 +78,7 @@ def _command(name: str, help_text: str, parsed: Any) -> Command:
 def _named_values(name: str) -> tuple[str, ...]:
     """Return the values of the options whose names stand in a table."""
     from finectl.artifacts.kinds import KINDS
-    from finectl.data.sources import SOURCES
+    from finectl.data.sources import ARGUMENTS, SOURCES
     from finectl.diffusion.schedulers import SCHEDULERS
     from finectl.initializers import METHODS
     from finectl.metrics import METRICS
@@ -86,7 +86,7 @@ def _named_values(name: str) -> tuple[str, ...]:
 
     tables: dict[str, tuple[str, ...]] = {
         "model": tuple(PRESETS),
-        "data": tuple(f"{name}:" if name == "folder" else name for name in SOURCES),
+        "data": tuple(f"{name}:" if name in ARGUMENTS else name for name in SOURCES),
         "method": tuple(METHODS),
         "metrics": tuple(METRICS),
         "scheduler": tuple(SCHEDULERS),

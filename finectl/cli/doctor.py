@@ -13,7 +13,15 @@ from pathlib import Path
 from finectl.cli import options as opt
 
 REQUIRED = ("torch", "numpy", "safetensors", "diffusers", "scikit-learn", "pillow", "pyyaml", "rich", "typer")
-OPTIONAL = {"matplotlib": "plots", "scikit-image": "photos", "torchvision": "vision", "clean-fid": "vision"}
+OPTIONAL = {
+    "matplotlib": "plots",
+    "scikit-image": "photos",
+    "datasets": "hub",
+    "tensorboard": "tensorboard",
+    "torchvision": "vision",
+    "clean-fid": "vision",
+}
+NARROW_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 
 
 def doctor(workspace: opt.Workspace = None, json_output: opt.Json = False) -> None:
@@ -63,9 +71,17 @@ def _machine(root: Path) -> dict[str, str]:
     if _version("torch"):
         import torch
 
+        from finectl.data.cache import cache_root
+
         count = torch.cuda.device_count()
         names = ", ".join(torch.cuda.get_device_name(index) for index in range(count)) or "none"
-        facts |= {"torch threads": str(torch.get_num_threads()), "CUDA devices": names}
+        narrow = [name for name in NARROW_UNITS if torch.cpu.get_capabilities().get(name)]
+        facts |= {
+            "torch threads": str(torch.get_num_threads()),
+            "bfloat16 on the CPU": ", ".join(narrow) or "emulated: --dtype float32 is faster",
+            "CUDA devices": names,
+            "image cache": str(cache_root()),
+        }
     return facts
 
 

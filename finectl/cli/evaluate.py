@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from finectl.cli import groups
 from finectl.cli import options as opt
 from finectl.cli.command import stage_command
 
 
-@stage_command("finectl.stages.evaluate")
+@stage_command("finectl.stages.evaluate", groups.data)
 def evaluate(
     inputs: opt.Inputs = None,
     metrics: opt.Metrics = "loss,frechet,accuracy",
     weights: opt.Weights = "ema",
-    data: opt.Data = None,
-    image_size: opt.ImageSize = None,
     draws: opt.Draws = 10,
     samples: opt.Samples = 1000,
     scheduler: opt.Scheduler = "ddim",

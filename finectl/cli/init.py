@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from finectl.cli import groups
 from finectl.cli import options as opt
 from finectl.cli.command import stage_command
 
 
-@stage_command("finectl.stages.init")
+@stage_command("finectl.stages.init", groups.data, groups.training_run)
 def init(
     input: opt.Input = None,
     method: opt.Method = "fine",
     depth: opt.Depth = None,
     model: opt.ModelOrNone = None,
-    sigma: opt.Sigma = "interpolated",
+    sigma: opt.Sigma = None,
     depth_scale: opt.DepthScale = 0.75,
     tune_steps: opt.TuneSteps = None,
     tune_samples: opt.TuneSamples = None,
     tune_lr: opt.TuneLr = 1e-2,
     tune_biases: opt.TuneBiases = True,
+    flip: opt.Flip = False,
     batch_size: opt.BatchSize = None,
-    data: opt.Data = None,
-    image_size: opt.ImageSize = None,
     seed: opt.Seed = 0,
 ) -> None:
     """Initialise a dense model of any depth.

@@ -31,18 +31,100 @@ Inputs = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="NAME", help="digits, photos or folder:PATH. [default: INPUT's, else digits]"),
+    typer.Option(
+        "--data",
+        metavar="NAME",
+        help="digits, photos, folder:PATH (or .zip), latents:PATH or hf:NAME. [default: INPUT's, else digits]",
+    ),
 ]
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", min=1, help="Side of the images, pixels. [default: that of the data]")
+]
+ResizeFilter = Annotated[
+    Literal["bicubic", "lanczos", "bilinear", "box", "nearest"] | None,
+    typer.Option("--resize-filter", help="How images are brought to --image-size. [default: INPUT's, else bicubic]"),
+]
+SkipBad = Annotated[
+    bool | None,
+    typer.Option("--skip-bad/--no-skip-bad", help="Leave corrupt images out and count them. [default: INPUT's]"),
+]
+Flip = Annotated[
+    bool, typer.Option("--flip/--no-flip", help="Mirror half of the training images, drawn anew each time.")
 ]
 Weights = Annotated[
     Literal["ema", "raw"], typer.Option("--weights", help="Which of INPUT's weights; raw where there is no EMA.")
 ]
 
+# What convert reads and writes
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[SOURCE]", help="A foreign file, folder or hub id; with --to a model. [default: the newest]"
+    ),
+]
+To = Annotated[
+    Literal["diffusers", "dit"] | None,
+    typer.Option("--to", help="Export to diffusers, or to the tensors of facebookresearch/DiT."),
+]
+Format = Annotated[
+    Literal["dit", "diffusers-dit", "diffusers-unet", "edm"] | None,
+    typer.Option("--format", help="SOURCE's format. [default: what its content shows]"),
+]
+Components = Annotated[
+    Literal["reference", "copy", "none"] | None,
+    typer.Option("--components", help="VAE, text encoder, ... [default: reference; with --to copy]"),
+]
+ExportVae = Annotated[
+    str | None, typer.Option("--vae", metavar="PATH", help="AutoencoderKL, path or hub id. [default: the model's own]")
+]
+Heads = Annotated[
+    int | None, typer.Option("--heads", min=1, help="Attention heads, which weights do not tell. [default: by width]")
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option("--num-classes", min=0, help="Classes in SOURCE's label table. [default: all of its rows]"),
+]
+SourceDigest = Annotated[
+    str | None, typer.Option("--source-digest", metavar="HEX", help="Refuse SOURCE if its content has another digest.")
+]
+Vae = Annotated[
+    str | None,
+    typer.Option("--vae", metavar="PATH|ID", help="Autoencoder, as diffusers stores it. [default: INPUT's, if any]"),
+]
+
 # What is built
 Model = Annotated[
-    str, typer.Option("--model", metavar="PRESET", help="dit-nano, dit-s, dit-b, dit-l, dit-xl [/2 /4 /8].")
+    str | None,
+    typer.Option(
+        "--model", metavar="PRESET", help="dit-nano, dit-s, dit-b, dit-l, dit-xl [/2 /4 /8]. [default: dit-nano]"
+    ),
+]
+FromModel = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="MODEL", help="Fit the factors to this dense model: a path, kind/name, latest or -."
+    ),
+]
+CpWeighting = Annotated[
+    Literal["inputs", "none"],
+    typer.Option(
+        "--cp-weighting", help="What errors of --from's fit are weighed by: the layers' inputs on data, or nothing."
+    ),
+]
+CpIterations = Annotated[
+    int, typer.Option("--cp-iterations", min=0, help="Most sweeps of alternating least squares a type, with --from.")
+]
+DistillSteps = Annotated[
+    int,
+    typer.Option(
+        "--distill-steps", min=0, help="Updates towards --from's own predictions at all depths, before --steps."
+    ),
+]
+CondenseSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", min=0, help="Optimiser updates. [default: small on bundled data, else the paper's; 0 with --from]"
+    ),
 ]
 ModelOrNone = Annotated[
     str | None,
@@ -70,7 +152,10 @@ FrequencyDivisor = Annotated[
 ]
 Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Initialisation method: fine or he.")]
 Sigma = Annotated[
-    Literal["interpolated", "identical", "random"], typer.Option("--sigma", help="Where sigma starts from.")
+    Literal["interpolated", "nearest", "identical", "random"] | None,
+    typer.Option(
+        "--sigma", help="Where sigma starts from. [default: interpolated; nearest for what condense --from made]"
+    ),
 ]
 DepthScale = Annotated[
     float,
@@ -94,13 +179,23 @@ Depths = Annotated[
     str, typer.Option("--depths", metavar="LIST", help="Depths of the family whose storage is compared.")
 ]
 
+# How images are encoded
+StoreFlips = Annotated[bool, typer.Option("--flip/--no-flip", help="Encode mirrored images too, for training --flip.")]
+Storage = Annotated[Literal["float16", "float32"], typer.Option("--storage", help="Type of the stored latents.")]
+ShardSize = Annotated[
+    int, typer.Option("--shard-size", min=1, help="Images a file; what is lost at most when a run is killed.")
+]
+
 # How it is trained
 Steps = Annotated[
     int | None,
     typer.Option("--steps", min=1, help="Optimiser updates. [default: small on bundled data, else the paper's]"),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Images a step. [default: 128 bundled data, else the paper's]")
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, help="Images a step, over all processes. [default: 128 bundled data, else 256]"
+    ),
 ]
 ComputeBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at a time.")]
 Lr = Annotated[
@@ -116,6 +211,9 @@ WarmupSteps = Annotated[
     ),
 ]
 WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="Decoupled weight decay.")]
+ClipGrad = Annotated[
+    float, typer.Option("--clip-grad", min=0.0, help="Largest norm of all gradients together; 0 leaves them.")
+]
 Ema = Annotated[
     float | None,
     typer.Option("--ema", min=0.0, max=1.0, help="Decay of the EMA. [default: 0.99 bundled data, else 0.9999]"),
@@ -162,8 +260,29 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes, tabl
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a traceback with an error.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[
-    Literal["float32", "bfloat16"], typer.Option("--dtype", help="Arithmetic of the matrix products (autocast).")
+    Literal["auto", "float32", "tf32", "bfloat16"],
+    typer.Option("--dtype", help="Arithmetic of matrix products. auto: bfloat16 autocast on CUDA, else float32."),
 ]
+Download = Annotated[bool, typer.Option("--download", help="Allow the network: fetch hub ids that are not here yet.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Refuse the network, whatever else is said.")]
 SaveEvery = Annotated[
-    int, typer.Option("--save-every", min=0, help="Save the resume state every so many updates; 0: once a minute.")
+    str,
+    typer.Option("--save-every", metavar="N|TIME", help="Save the resume state every N updates, or every 10m or 1h."),
+]
+MaxTime = Annotated[
+    str | None,
+    typer.Option("--max-time", metavar="TIME", help="Save and exit with 75 after so long, such as 90s, 55m or 3h30m."),
+]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that read batches ahead.")]
+Accumulate = Annotated[
+    int, typer.Option("--accumulate", min=1, help="Compute a process's share of a batch in so many parts.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Let torch.compile make the model's code; slow to start.")]
+GradCheckpointing = Annotated[
+    bool, typer.Option("--grad-checkpointing", help="Compute activations again in the backward pass to save memory.")
+]
+Fsdp = Annotated[bool, typer.Option("--fsdp", help="Spread weights and optimiser over the processes of torchrun.")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events beside the log.")]
+SampleEvery = Annotated[
+    int, typer.Option("--sample-every", min=0, help="Draw samples every so many updates into previews/; 0 never.")
 ]

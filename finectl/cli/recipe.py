@@ -10,6 +10,7 @@ from finectl.errors import InputError, UsageError
 from finectl.registry import nearest
 
 MANY = "inputs"
+DIGEST = "_digest"
 NOT_IN_RECIPES = ("recipe", "dry_run", "out", "ctx", "help")
 
 
@@ -17,7 +18,8 @@ def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
     """Return option name to value for one stage.
 
     Args:
-        path: A YAML file with one section a stage, or the manifest.yaml of an artifact of this stage.
+        path: A YAML file with one section a stage, or the manifest.yaml of an artifact of this stage. `FILE:NAME` takes
+            the sections under NAME, for a file that holds several variants.
         stage: The subcommand.
         known: The names of its parameters.
 
@@ -29,13 +31,19 @@ def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
 
     if path.is_dir():
         path = path / NAME
+    variant = ""
+    if not path.exists() and ":" in path.name:
+        name, _, variant = path.name.rpartition(":")
+        path = path.with_name(name)
     if not path.is_file():
         raise InputError(f"there is no recipe {path}", expected="a YAML file or an artifact's manifest.yaml")
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UsageError(f"the recipe {path} is not a table", expected="one section a stage, such as 'train:'")
-    if "schema" in content:
+    if "schema" in content and not variant:
         return _from_manifest(path, stage, known)
+    if variant:
+        content = _variant(path, content, variant)
     if stage not in content:
         raise UsageError(
             f"the recipe {path} has no section {stage!r}{nearest(stage, list(map(str, content)))}",
@@ -45,6 +53,18 @@ def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UsageError(f"the section {stage!r} of {path} is not a table", expected="option: value")
     return _checked(path, stage, section, known)
+
+
+def _variant(path: Path, content: dict[Any, Any], name: str) -> dict[Any, Any]:
+    """Return the sections of one variant of a recipe."""
+    found = content.get(name)
+    if not isinstance(found, dict):
+        tables = [str(key) for key, value in content.items() if isinstance(value, dict)]
+        raise UsageError(
+            f"the recipe {path} has no variant {name!r}{nearest(name, tables)}",
+            expected=f"a table of sections; it has {', '.join(tables)}",
+        )
+    return found
 
 
 def _from_manifest(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
@@ -57,7 +77,9 @@ def _from_manifest(path: Path, stage: str, known: Sequence[str]) -> dict[str, An
             f"{path} was made by '{manifest.stage}', not by '{stage}'",
             fix=f"finectl {manifest.stage} --recipe {path}",
         )
-    values = _checked(path, stage, {k: v for k, v in manifest.config.items() if v is not None}, known)
+    # A digest that is no option is of something that the options name: it is computed again.
+    given = {k: v for k, v in manifest.config.items() if v is not None and (k in known or not k.endswith(DIGEST))}
+    values = _checked(path, stage, given, known)
     parents = [str((path.parent / parent.path).resolve()) for parent in manifest.parents]
     if parents and "inputs" in known:
         values["inputs"] = parents

@@ -15,10 +15,12 @@ def sample(
     scheduler: opt.Scheduler = "ddim",
     sampling_steps: opt.SamplingSteps = 50,
     guidance: opt.Guidance = 1.0,
+    vae: opt.Vae = None,
     batch_size: opt.ComputeBatchSize = 64,
     seed: opt.Seed = 0,
 ) -> None:
     """Generate images with a model: PNG files and a grid.
 
-    Image k depends on --seed and k alone, whatever the batch size.
+    Image k depends on --seed and k alone, whatever the batch size. A model of latents is decoded with the autoencoder
+    that encoded its data; --vae says where that is now.
     """

@@ -1,16 +1,73 @@
-"""A split of a data set in memory."""
+"""One split of a data set: which images it has, and how a batch of them is read and turned into what a model sees."""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from finectl.data.sources import DEFAULT_RESIZE_FILTER, SOURCES, DataInfo, describe, parse_spec, split_indices
+from finectl.data.sources import DEFAULT_OPTIONS, SOURCES, DataInfo, DataOptions, describe, heldout_indices, parse_spec
 from finectl.errors import InputError, UsageError
 
 SPLITS = ("train", "heldout")
+
+
+class Store(Protocol):
+    """The images of a whole data set in the form in which they are kept; several threads may read at once."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (count,), 0..num_classes-1."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether an image is kept as mean and log-variance, of which training draws."""
+
+    def read(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
+        """Return stored images on the CPU, in memory of their own.
+
+        Args:
+            indices: int64 (B,), 0..count-1.
+            flips: bool (B,), which of them to mirror left to right; None for none.
+        """
+
+    def transform(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Turn what `read` gave into float32 (B, C, H, W), on its device.
+
+        Args:
+            raw: What `read` returned, on any device.
+            noise: Standard normal (B, C, H, W), where `sampled`; None for the mean.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryStore:
+    """A small data set in memory.
+
+    Args:
+        images: uint8 (count, C, H, W) of levels 0..largest, or float32 in [-1, 1].
+        labels: int64 (count,).
+        largest: The level that means 1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    largest: int = 255
+    sampled: bool = False
+
+    def read(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
+        """See `Store.read`."""
+        return mirror(self.images.index_select(0, indices), flips)
+
+    def transform(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """See `Store.transform`."""
+        return to_unit_range(raw, self.largest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,17 +77,68 @@ class ImageSet:
     Args:
         info: The data set as a whole; its counts are those of the whole set, `len(image_set)` is this part's.
         split: "train" or "heldout".
-        images: float32 (N, C, H, W) in [-1, 1].
-        labels: int64 (N,), 0..num_classes-1.
+        store: Where the images of the whole set are.
+        indices: int64 (N,), which of them belong to this part.
+        flip: Whether training may mirror images left to right.
     """
 
     info: DataInfo
     split: str
-    images: torch.Tensor
-    labels: torch.Tensor
+    store: Store
+    indices: Tensor
+    flip: bool = False
+
+    @classmethod
+    def in_memory(cls, info: DataInfo, split: str, images: Tensor, labels: Tensor) -> ImageSet:
+        """Return a set of images at hand: float32 (N, C, H, W) in [-1, 1] or uint8, and labels int64 (N,)."""
+        return cls(info, split, MemoryStore(images, labels), torch.arange(len(labels)))
 
     def __len__(self) -> int:
-        return int(self.images.shape[0])
+        return int(self.indices.shape[0])
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """int64 (N,), 0..num_classes-1."""
+        return self.store.labels[self.indices]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether images are kept as mean and log-variance, so that `transform` takes noise to draw from them."""
+        return self.store.sampled
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image as `transform` gives it."""
+        return self.info.channels, self.info.image_size, self.info.image_size
+
+    def read(self, positions: Tensor, flips: Tensor | None = None) -> Tensor:
+        """Return images in the form in which they are stored, on the CPU; several threads may read at once.
+
+        Args:
+            positions: int64 (B,), 0..len(self)-1.
+            flips: bool (B,), which of them to mirror; None for none.
+
+        Returns:
+            uint8 (B, C, H, W), or floating-point (B, 2C, H, W) means and log-variances.
+        """
+        return self.store.read(self.indices[positions], flips)
+
+    def transform(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Turn what `read` gave into what a model sees, on the device where it is.
+
+        Args:
+            raw: What `read` returned.
+            noise: Standard normal (B, C, H, W) to draw with where `sampled`; None for the mean.
+
+        Returns:
+            float32 (B, C, H, W): pixels in [-1, 1], or scaled latents.
+        """
+        return self.store.transform(raw, noise)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The whole part in memory, float32 (N, C, H, W): for small sets only; latents are their means."""
+        return self.transform(self.read(torch.arange(len(self))))
 
     def subset(self, count: int, seed: int) -> ImageSet:
         """Return a fixed part of this set, with as equal numbers of each class as the set allows.
@@ -55,20 +163,50 @@ class ImageSet:
                 f"a subset of {count} images of {self.info.name!r}, whose {self.split} split has {len(self)}",
                 expected=f"at most {len(self)} images",
             )
-        chosen = torch.tensor(sorted(_balanced_order(self.labels.tolist(), seed)[:count]), dtype=torch.int64)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        chosen = torch.tensor(sorted(_balanced(self.labels, count, seed)), dtype=torch.int64)
+        return replace(self, indices=self.indices[chosen])
 
 
-def _balanced_order(labels: list[int], seed: int) -> list[int]:
-    """Order images so that each round takes one of every class that has any left; the seed orders within a round."""
-    by_hash = sorted(range(len(labels)), key=lambda index: _hash(seed, "image", index))
-    seen: dict[int, int] = {}
-    rounds = []
-    for index in by_hash:
-        label = labels[index]
-        rounds.append((seen.get(label, 0), _hash(seed, "class", label), index))
-        seen[label] = seen.get(label, 0) + 1
-    return [index for _, _, index in sorted(rounds)]
+def mirror(images: Tensor, flips: Tensor | None) -> Tensor:
+    """Mirror some of a batch (B, C, H, W) left to right, in place, and return it; `flips` is bool (B,)."""
+    if flips is not None:
+        for index in flips.nonzero().flatten().tolist():  # one by one is ten times as fast as indexing by `flips`
+            images[index] = images[index].flip(-1)
+    return images
+
+
+def to_unit_range(levels: Tensor, largest: int = 255) -> Tensor:
+    """Return levels 0..largest as float32 in [-1, 1]; floating-point values, which are there already, as they are."""
+    if levels.is_floating_point():
+        return levels.float()
+    return levels.to(torch.float32).div_(largest / 2).sub_(1.0)  # in place: fresh memory costs more than arithmetic
+
+
+def _balanced(labels: Tensor, count: int, seed: int) -> list[int]:
+    """Choose images by rounds, each of which takes one of every class that has any left; the seed orders a round."""
+    order = labels.argsort(stable=True)
+    sizes = labels.bincount()
+    rounds = _rounds(sizes, count)
+    candidates = []
+    for label, members in enumerate(order.split(sizes.tolist())):
+        first = heapq.nsmallest(rounds, _ranked(members, seed))
+        class_rank = _hash(seed, "class", label)
+        candidates += [(place, class_rank, index) for place, (_, index) in enumerate(first)]
+    return [index for _, _, index in sorted(candidates)[:count]]
+
+
+def _rounds(sizes: Tensor, count: int) -> int:
+    """Return how many rounds give `count` images."""
+    low, high = 1, int(sizes.max())
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if int(sizes.clamp(max=middle).sum()) >= count else (middle + 1, high)
+    return low
+
+
+def _ranked(members: Tensor, seed: int) -> Iterator[tuple[bytes, int]]:
+    for index in members.tolist():
+        yield _hash(seed, "image", index), index
 
 
 def _hash(seed: int, what: str, number: int) -> bytes:
@@ -76,31 +214,34 @@ def _hash(seed: int, what: str, number: int) -> bytes:
 
 
 def load(
-    spec: str, split: str = "train", image_size: int | None = None, resize_filter: str = DEFAULT_RESIZE_FILTER
+    spec: str, split: str = "train", image_size: int | None = None, options: DataOptions = DEFAULT_OPTIONS
 ) -> ImageSet:
-    """Load one split of a data set into memory.
+    """Open one split of a data set.
 
     Args:
-        spec: "digits", "photos" or "folder:PATH".
-        split: "train" or "heldout" (20 %, fixed by the data's fingerprint).
+        spec: A source's name, and after a colon its argument where it takes one.
+        split: "train" or "heldout" (20 %, at most 10,000 images, fixed by the data's fingerprint).
         image_size: Side of the images in pixels; None for the set's own.
-        resize_filter: Filter for an image folder, see `finectl.data.sources.describe`.
+        options: How images are read; images of the held-out split are never mirrored.
 
     Returns:
-        Images float32 (N, C, H, W) in [-1, 1] and labels int64 (N,).
+        The split; images of the user's are in a memory-mapped cache, which is made when they are first opened.
 
     Raises:
-        UsageError: the specification, the split, the size or the filter is not possible.
+        UsageError: the specification, the split, the size or an option is not possible.
         InputError: the data is missing, corrupt, or too small to have that split.
+        ResourceError: the disk is full.
     """
     if split not in SPLITS:
         raise UsageError(f"unknown split {split!r}", expected=f"one of: {', '.join(SPLITS)}")
     name, argument = parse_spec(spec)
-    info = describe(spec, image_size, resize_filter)
-    indices = split_indices(info.fingerprint, info.count)[SPLITS.index(split)]
-    if not indices:
+    info = describe(spec, image_size, options)
+    held = torch.zeros(info.count, dtype=torch.bool)
+    held[list(heldout_indices(info.split_by or info.fingerprint, info.count))] = True
+    indices = (held if split == "heldout" else ~held).nonzero().flatten()  # (N,)
+    if not len(indices):
         raise InputError(
             f"{spec} holds {info.count} image, which leaves none for the {split} split", expected="at least 2 images"
         )
-    images, labels = SOURCES.load(name).load_images(argument, info, indices)
-    return ImageSet(info=info, split=split, images=images, labels=labels)
+    store: Store = SOURCES.load(name).open_images(argument, info, options)
+    return ImageSet(info, split, store, indices, flip=options.flip and split == "train")

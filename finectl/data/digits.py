@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finectl.data.sources import DataInfo, heldout_size, package_folder, read_packaged
+from finectl.data.sources import DataInfo, DataOptions, heldout_size, package_folder, read_packaged
 from finectl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    import torch
+    from finectl.data.dataset import Store
 
 COUNT = 1797
 IMAGE_SIZE = 8
@@ -30,7 +29,7 @@ def data_file() -> Path:
     return package_folder("sklearn", "scikit-learn", INSTALL) / "datasets" / "data" / "digits.csv.gz"
 
 
-def describe(argument: str, image_size: int | None, resize_filter: str) -> DataInfo:
+def describe(argument: str, image_size: int | None, options: DataOptions) -> DataInfo:
     """Describe the digits; they are never resized.
 
     Raises:
@@ -57,21 +56,23 @@ def describe(argument: str, image_size: int | None, resize_filter: str) -> DataI
     )
 
 
-def load_images(argument: str, info: DataInfo, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Load digits.
+def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
+    """Load the digits.
 
     Args:
         argument: Unused.
         info: What `describe` returned.
-        indices: Which of the 1,797 digits, in the order wanted.
+        options: Unused.
 
     Returns:
-        Images float32 (N, 1, 8, 8) in [-1, 1], labels int64 (N,) of 0..9.
+        1,797 images uint8 (1, 8, 8) of levels 0..16, labels 0..9.
 
     Raises:
         InputError: the file does not hold the 1,797 digits.
     """
     import torch
+
+    from finectl.data.dataset import MemoryStore
 
     lines = gzip.decompress(read_packaged(data_file(), "scikit-learn", INSTALL)).decode().split()
     rows = [[int(float(value)) for value in line.split(",")] for line in lines]
@@ -81,6 +82,6 @@ def load_images(argument: str, info: DataInfo, indices: Sequence[int]) -> tuple[
             f"{data_file()} holds {len(rows)} lines",
             expected=f"{COUNT} lines of {width} numbers, as scikit-learn ships",
         )
-    table = torch.tensor(rows, dtype=torch.int64)[torch.as_tensor(indices, dtype=torch.int64)]
-    images = table[:, :-1].to(torch.float32).reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)  # (N, 1, 8, 8)
-    return images * (2.0 / LARGEST_VALUE) - 1.0, table[:, -1].clone()
+    table = torch.tensor(rows, dtype=torch.int64)
+    images = table[:, :-1].to(torch.uint8).reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)  # (1797, 1, 8, 8)
+    return MemoryStore(images, table[:, -1].clone(), largest=LARGEST_VALUE)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finectl.data.sources import DataInfo, heldout_size, package_folder, read_packaged
+from finectl.data.sources import DataInfo, DataOptions, heldout_size, package_folder, read_packaged
 from finectl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     import PIL.Image
-    import torch
+
+    from finectl.data.dataset import Store
 
 TILE_SIZE = 64
 IMAGE_SIZE = 32
@@ -59,7 +59,7 @@ def data_folder() -> Path:
     return package_folder("skimage", "scikit-image", INSTALL) / "data"
 
 
-def describe(argument: str, image_size: int | None, resize_filter: str) -> DataInfo:
+def describe(argument: str, image_size: int | None, options: DataOptions) -> DataInfo:
     """Describe the tiles of the photographs.
 
     Raises:
@@ -92,31 +92,29 @@ def describe(argument: str, image_size: int | None, resize_filter: str) -> DataI
     )
 
 
-def load_images(argument: str, info: DataInfo, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Load tiles.
+def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
+    """Cut the tiles.
 
     Args:
         argument: Unused.
         info: What `describe` returned; its `image_size` is the size of the result.
-        indices: Which tiles, in the order wanted.
+        options: Unused: the filter is part of what this data set is.
 
     Returns:
-        Images float32 (N, 3, H, W) in [-1, 1], labels int64 (N,), the photograph's place in `PHOTOS`.
+        Tiles uint8 (3, H, W), each with its photograph's place in `PHOTOS` as label.
 
     Raises:
         InputError: a photograph cannot be read or is not of the size that was expected.
     """
+    import numpy as np
     import torch
 
-    from finectl.data.pixels import to_tensor
+    from finectl.data.dataset import MemoryStore
+    from finectl.data.pixels import to_levels
 
-    tiles: list[torch.Tensor] = []
-    labels: list[int] = []
-    for label, photo in enumerate(PHOTOS):
-        tiles += [to_tensor(tile) for tile in _tiles(photo, info.image_size)]
-        labels += [label] * photo.tiles
-    chosen = torch.as_tensor(indices, dtype=torch.int64)
-    return torch.stack(tiles)[chosen], torch.tensor(labels, dtype=torch.int64)[chosen]
+    tiles = [to_levels(tile) for photo in PHOTOS for tile in _tiles(photo, info.image_size)]
+    labels = [label for label, photo in enumerate(PHOTOS) for _ in range(photo.tiles)]
+    return MemoryStore(torch.from_numpy(np.stack(tiles)), torch.tensor(labels, dtype=torch.int64))
 
 
 def _tiles(photo: Photo, size: int) -> list[PIL.Image.Image]:

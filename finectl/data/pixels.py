@@ -1,9 +1,9 @@
-"""From image files to tensors: 8 bits a channel, the central square, resizing by a named filter, values in [-1, 1]."""
+"""From image files to levels 0..255: 8 bits a channel, the central square, resizing by a named filter. No torch."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 # PIL widens these filters when it shrinks an image, so that all but "nearest" are free of aliasing.
@@ -14,6 +14,8 @@ FILTERS = {
     "box": Image.Resampling.BOX,
     "nearest": Image.Resampling.NEAREST,
 }
+# A file's name does not say what it holds, and some formats start other programs when they are decoded.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I"})
 
 
@@ -44,8 +46,7 @@ def square(image: Image.Image, size: int, resize_filter: str) -> Image.Image:
     return image if side == size else image.resize((size, size), FILTERS[resize_filter])
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """Return an 8-bit grey or RGB image as a float32 tensor (C, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # (H, W) or (H, W, 3)
-    pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)  # (C, H, W)
-    return (pixels.to(torch.float32) / 127.5 - 1.0).contiguous()
+def to_levels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return an 8-bit grey or RGB image as uint8 (C, H, W) of levels 0..255."""
+    pixels = np.asarray(image, dtype=np.uint8)  # (H, W) or (H, W, 3)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,4 +1,4 @@
-"""The denoising losses: noise prediction, and the variational bound that trains a learned variance."""
+"""The denoising losses: the squared error of what is predicted, and the bound that trains a learned variance."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HALF_STEP = 1 / 255
 def denoising_loss(
     model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, bound: bool = True
 ) -> Tensor:
-    """Return each image's loss: the mean squared error of the predicted noise, and the bound of a learned variance.
+    """Return each image's loss: the mean squared error of the prediction, and the bound of a learned variance.
 
     Args:
         model: (x_t, t, y) to (B, C, H, W), or (B, 2C, H, W) when it predicts the variance too.
-        schedule: The forward process.
+        schedule: The forward process, and what the model predicts: the noise, v or the clean image.
         x0: (B, C, H, W), images in [-1, 1].
         y: (B,), int64 labels.
         t: (B,), int64 timesteps.
@@ -31,16 +31,17 @@ def denoising_loss(
     Returns:
         (B,), float32.
 
-    Reference: arXiv 2006.11239, Eq. 14; arXiv 2102.09672, Eq. 16.
+    Reference: arXiv 2006.11239, Eq. 14; arXiv 2202.00512, section 4; arXiv 2102.09672, Eq. 16.
     """
     x_t = schedule.add_noise(x0, noise, t)
     output = model(x_t, t, y).float()
     channels = x0.shape[1]
     predicted = output[:, :channels]
-    loss = (predicted - noise).square().flatten(1).mean(1)  # (B,)
+    loss = (predicted - schedule.target(x0, noise, t)).square().flatten(1).mean(1)  # (B,)
     if bound and output.shape[1] == 2 * channels:
         # The bound trains the variance only: the noise prediction passes it without a gradient.
-        loss = loss + variational_bound(schedule, x0, x_t, t, predicted.detach(), output[:, channels:])
+        predicted_noise = schedule.noise_of(predicted.detach(), x_t, t)
+        loss = loss + variational_bound(schedule, x0, x_t, t, predicted_noise, output[:, channels:])
     return loss
 
 

@@ -8,34 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finectl.diffusion.config import DDPM, DiffusionConfig
 from finectl.diffusion.losses import Denoiser
 from finectl.diffusion.random import generator_for
-from finectl.diffusion.schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
-from finectl.diffusion.schedulers import SCHEDULERS
+from finectl.diffusion.schedulers import SCHEDULERS, require_scheduler
 from finectl.errors import ComputationError
 
 
-def make_scheduler(name: str, sampling_steps: int, learned_sigma: bool) -> Any:
-    """Return a diffusers scheduler for the schedule that finectl trains with.
+def make_scheduler(
+    name: str,
+    sampling_steps: int,
+    learned_sigma: bool,
+    diffusion: DiffusionConfig = DDPM,
+    *,
+    clip: bool = True,
+) -> Any:
+    """Return a diffusers scheduler for the noise schedule that a model was trained with.
 
     Args:
         name: A key of `SCHEDULERS`.
         sampling_steps: Steps of the reverse process, 1..1000.
         learned_sigma: Whether the model predicts the variance; only DDPM uses it.
+        diffusion: The forward process, and what the model predicts.
+        clip: Whether the clean image lies in [-1, 1], as pixels do and latents do not.
 
     Raises:
-        UsageError: there is no such scheduler.
+        UsageError: there is no such scheduler, or it does not go with what the model predicts.
     """
-    options: dict[str, Any] = {
-        "num_train_timesteps": TRAIN_TIMESTEPS,
-        "beta_start": BETA_START,
-        "beta_end": BETA_END,
-        "beta_schedule": "linear",
-    }
+    require_scheduler(name, diffusion.prediction)
+    options: dict[str, Any] = diffusion.to_scheduler()
     if name == "ddpm":
-        options["variance_type"] = "learned_range" if learned_sigma else "fixed_small"
+        options.update(variance_type="learned_range" if learned_sigma else "fixed_small", clip_sample=clip)
     if name == "ddim":
-        options.update(set_alpha_to_one=True, clip_sample=True)
+        options.update(set_alpha_to_one=True, clip_sample=clip)
     if name == "pndm":
         options["skip_prk_steps"] = True
     scheduler = SCHEDULERS.load(name)(**options)
@@ -58,6 +63,8 @@ def sample_images(
     learned_sigma: bool = False,
     device: str | torch.device = "cpu",
     after_step: Callable[[], None] | None = None,
+    diffusion: DiffusionConfig = DDPM,
+    clip: bool = True,
 ) -> Tensor:
     """Generate one batch of images.
 
@@ -65,7 +72,7 @@ def sample_images(
     batches.
 
     Args:
-        model: (x_t, t, y) to the predicted noise, (B, C, H, W) or (B, 2C, H, W) with the variance.
+        model: (x_t, t, y) to the prediction, (B, C, H, W) or (B, 2C, H, W) with the variance.
         shape: (C, H, W).
         labels: The class of each image.
         null_label: The label that stands for no class.
@@ -77,16 +84,18 @@ def sample_images(
         learned_sigma: Whether the model predicts the variance.
         device: Where to compute.
         after_step: Called after each step.
+        diffusion: The forward process, and what the model predicts.
+        clip: Whether the images lie in [-1, 1], as pixels do and latents do not.
 
     Returns:
-        (B, C, H, W), float32, clamped to [-1, 1].
+        (B, C, H, W), float32, clamped to [-1, 1] with `clip`.
 
     Raises:
         ComputationError: the images are not finite.
 
     Reference: Ho and Salimans, arXiv 2207.12598, Eq. 6, with 1 + w there being `guidance` here.
     """
-    stepper = make_scheduler(scheduler, sampling_steps, learned_sigma)
+    stepper = make_scheduler(scheduler, sampling_steps, learned_sigma, diffusion, clip=clip)
     generators = [generator_for("sample", seed, first + index) for index in range(len(labels))]
     start = [torch.randn(shape, generator=generator) for generator in generators]
     x = torch.stack(start).to(device) * stepper.init_noise_sigma  # (B, C, H, W)
@@ -99,17 +108,25 @@ def sample_images(
         x = stepper.step(output, t, x, **keywords).prev_sample
         if after_step is not None:
             after_step()
-    if not bool(torch.isfinite(x).all()):
+    _require_finite(x)
+    return x.float().clamp(-1, 1) if clip else x.float()
+
+
+def _require_finite(images: Tensor) -> None:
+    if not bool(torch.isfinite(images).all()):
         raise ComputationError(
             "the generated images are not finite",
             expected="finite values",
             fix="use a smaller --guidance or --dtype float32; see the loss: finectl evaluate --metrics loss",
         )
-    return x.float().clamp(-1, 1)
 
 
 def _guided(model: Denoiser, x: Tensor, t: int, y: Tensor, null_label: int, guidance: float) -> Tensor:
-    """Return the model's output, its noise prediction moved away from the unconditional one by the guidance scale."""
+    """Return the model's output, its prediction moved away from the unconditional one by the guidance scale.
+
+    All channels of the prediction are guided, as diffusers' DiTPipeline does; the published DiT sampler guides the
+    first three of its four latent channels only.
+    """
     times = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
     if guidance == 1.0:
         return model(x, times, y).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finectl.errors import UsageError
 from finectl.registry import Entry, Registry
 
 SCHEDULERS = Registry(
@@ -13,3 +14,20 @@ SCHEDULERS = Registry(
         "dpm-solver++": Entry("diffusers:DPMSolverMultistepScheduler", "second order (Lu et al., arXiv 2211.01095)"),
     },
 )
+
+NO_SAMPLE_PREDICTION = ("pndm",)
+"""Schedulers that cannot use a model which predicts the clean image."""
+
+
+def require_scheduler(name: str, prediction: str) -> None:
+    """Check that there is a scheduler of this name and that it goes with what a model predicts.
+
+    Raises:
+        UsageError: it does not; the message names those that do.
+    """
+    SCHEDULERS[name]  # an unknown name is an error here
+    if prediction == "sample" and name in NO_SAMPLE_PREDICTION:
+        raise UsageError(
+            f"--scheduler {name} does not work with a model that predicts the clean image",
+            expected=f"one of: {', '.join(other for other in SCHEDULERS if other not in NO_SAMPLE_PREDICTION)}",
+        )

@@ -20,10 +20,10 @@ from finectl.data.dataset import load
 from finectl.diffusion.random import generator_for
 from finectl.initializers.base import Initialized, Request
 from finectl.models.dit import DiT, dense_state_dict, initialize_
-from finectl.models.learngene import Learngene, load_learngene
+from finectl.models.learngene import Learngene, evenly_spaced, load_learngene
 from finectl.models.presets import LAYER_TYPES
 from finectl.training.loop import fit
-from finectl.training.settings import PAPER, SMALL, TrainSettings
+from finectl.training.settings import PAPER, SMALL, TrainSettings, data_options
 
 BRANCH_ENDS = ("o", "out")
 
@@ -71,22 +71,32 @@ def place_curves(learngene: Learngene, depth: int, sigma: str, depth_scale: floa
     A residual network of L' layers has to do with L' updates of its stream what its ancestor did with L. So sigma and
     bias of the two layers that end a residual branch (`o` and `out`) are multiplied by (L / L')^x. With x = 0 they
     stay as read, as in the paper; x = 1 keeps the sum of the updates where all layers pull the same way, x = 0.5 its
-    length where they do not.
+    length where they do not. `nearest` changes no layer, so a layer that is read k times gets (1 / k)^x instead.
 
     Args:
         learngene: With curves (L, n).
         depth: Layers of the target, L'.
-        sigma: `interpolated` along depth, `identical` (the mean over depth), or `random`: nothing is read, and the
-            random start of the condensed model stays.
+        sigma: `interpolated` along depth, `nearest` (whole layers, evenly spaced), `identical` (the mean over depth),
+            or `random`: nothing is read, and the random start of the condensed model stays.
         depth_scale: The exponent x.
     """
     if sigma == "random":
         return {}
-    scale = (learngene.config.depth / depth) ** depth_scale
+    layers = learngene.config.depth
+    scale = torch.full((depth, 1), layers / depth)  # (L', 1)
+    chosen = evenly_spaced(layers, depth)
+    if sigma == "nearest":
+        scale = torch.tensor([[1 / chosen.count(layer)] for layer in chosen])
+    scale = scale**depth_scale
     placed = {}
     for name, curve in learngene.curves.items():
         what, kind = name.split(".")
-        rows = interpolate(curve, depth) if sigma == "interpolated" else curve.mean(0, keepdim=True).expand(depth, -1)
+        if sigma == "nearest":
+            rows = curve[chosen]
+        elif sigma == "interpolated":
+            rows = interpolate(curve, depth)
+        else:
+            rows = curve.mean(0, keepdim=True).expand(depth, -1)
         rows = rows * scale if kind in BRANCH_ENDS else rows
         for index in range(depth):
             placed[f"blocks.{index}.{LAYER_TYPES[kind]}.{what}"] = rows[index]
@@ -124,7 +134,8 @@ def tune(request: Request, model: DiT) -> dict[str, Any]:
     get a rate of their own, which falls to 0; parts that start anew keep the usual one.
     """
     config = request.job.config
-    part = load(config.data, "train", config.image_size).subset(config.tune_samples, config.seed)
+    whole = load(config.data, "train", config.image_size, data_options(config, request.job))
+    part = whole.subset(config.tune_samples, config.seed)
     usual = (SMALL if request.data.bundled else PAPER)["lr"]
     settings = TrainSettings(
         steps=config.tune_steps,
@@ -142,7 +153,7 @@ def tune(request: Request, model: DiT) -> dict[str, Any]:
         {"params": [parameter for name, parameter in named if name.startswith("blocks.")], "lr": config.tune_lr},
         {"params": [parameter for name, parameter in named if not name.startswith("blocks.")], "lr": usual},
     ]
-    return fit(request.job, model, part, settings, groups=groups).cost
+    return fit(request.job, model, part, settings, groups=groups, shardable=False).cost
 
 
 def _count(tensors: Mapping[str, Tensor]) -> int:

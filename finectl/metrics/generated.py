@@ -16,6 +16,7 @@ from finectl.metrics.accuracy import class_accuracy
 from finectl.metrics.features.digits import DigitsFeatures
 from finectl.metrics.frechet import frechet_with_interval
 from finectl.models.dit import DiT
+from finectl.models.unet import UNet
 from finectl.training.device import arithmetic
 
 
@@ -43,7 +44,7 @@ class GeneratedMetrics:
     batch_size: int
     device: torch.device
 
-    def sample(self, model: DiT, dtype: str, after_step: Callable[[], None]) -> tuple[Tensor, list[int]]:
+    def sample(self, model: DiT | UNet, dtype: str, after_step: Callable[[], None]) -> tuple[Tensor, list[int]]:
         """Generate the images of a model.
 
         Args:
@@ -72,6 +73,7 @@ class GeneratedMetrics:
                     learned_sigma=config.learn_sigma,
                     device=self.device,
                     after_step=after_step,
+                    diffusion=config.diffusion,
                 )
             batches.append(to_uint8(images).cpu())
         return torch.cat(batches), labels

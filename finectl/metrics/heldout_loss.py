@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finectl.data.dataset import ImageSet
+from finectl.diffusion.config import DDPM, DiffusionConfig
 from finectl.diffusion.losses import Denoiser, denoising_loss
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.ranges import equal_ranges
@@ -19,6 +20,10 @@ from finectl.diffusion.schedule import NoiseSchedule
 Z_95 = 1.959964
 RANGES = 4
 TRAINING_DRAWS = 4
+TRAINING_IMAGES = 1024
+# Images whose noise is drawn at once, and their values where images are large: 32 MiB.
+CHUNK_IMAGES = 512
+CHUNK_VALUES = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +31,7 @@ class HeldoutLoss:
     """Losses of every image and draw.
 
     Args:
-        losses: (draws, N), float32, mean squared error of the predicted noise.
+        losses: (draws, N), float32, mean squared error of the prediction.
         timesteps: (draws, N), int64.
         total_timesteps: T.
     """
@@ -70,57 +75,78 @@ def heldout_loss(
     seed: int = 0,
     batch_size: int = 512,
     device: str | torch.device = "cpu",
+    diffusion: DiffusionConfig = DDPM,
 ) -> HeldoutLoss:
     """Measure the denoising loss on images that no training saw.
 
     Draw d of an image takes a timestep from the d-th of `draws` equal parts of 0..T-1 and fresh noise; both depend on
-    (seed, d) and the data set alone.
+    (seed, d), on the image's place and on the data set alone. Images are read as they are needed, never all at once.
 
     Args:
-        model: (x_t, t, y) to the predicted noise, in evaluation mode.
-        data: The held-out images.
+        model: (x_t, t, y) to the prediction, in evaluation mode.
+        data: The held-out images; of latents, each draw takes a new sample.
         draws: Timesteps an image.
         seed: Seed of timesteps and noise.
-        batch_size: Images computed at a time; it changes rounding only.
+        batch_size: Images computed at a time, at most; it changes rounding only.
         device: Where to compute; the draws are made on the CPU.
+        diffusion: The model's noise schedule, and what it predicts.
     """
-    schedule = NoiseSchedule.linear(device)
+    schedule = NoiseSchedule.from_config(diffusion, device)
     total = len(schedule)
     times, rows = [], []
     for draw in range(draws):
         random = generator_for("heldout", seed, draw)
         part = torch.rand(len(data), generator=random)
         t = ((draw + part) / draws * total).long().clamp(max=total - 1)  # (N,)
-        noise = torch.randn(data.images.shape, generator=random)
         losses = [
             denoising_loss(
                 model,
                 schedule,
-                data.images[part_of].to(device),
-                data.labels[part_of].to(device),
-                t[part_of].to(device),
-                noise[part_of].to(device),
+                x0.to(device),
+                data.labels[positions].to(device),
+                t[positions].to(device),
+                noise.to(device),
                 bound=False,
             ).cpu()
-            for part_of in torch.arange(len(data)).split(batch_size)
+            for positions, x0, noise in _batches(data, seed, draw, random, batch_size)
         ]
         times.append(t)
         rows.append(torch.cat(losses))
     return HeldoutLoss(torch.stack(rows), torch.stack(times), total)
 
 
+def _batches(
+    data: ImageSet, seed: int, draw: int, random: torch.Generator, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Give positions (B,), images (B, C, H, W) and their noise, drawn by chunks that do not depend on the batch size.
+
+    The first chunk continues `random`; each later one has a generator of its own.
+    """
+    length = max(1, min(CHUNK_IMAGES, CHUNK_VALUES // math.prod(data.shape)))
+    for number, chunk in enumerate(torch.arange(len(data)).split(length)):
+        source = random if number == 0 else generator_for("heldout", seed, draw, number)
+        noise = torch.randn((len(chunk), *data.shape), generator=source)  # (n, C, H, W)
+        sampling = torch.randn(noise.shape, generator=source) if data.sampled else None
+        for part in torch.arange(len(chunk)).split(batch_size):
+            positions = chunk[part]
+            images = data.transform(data.read(positions), None if sampling is None else sampling[part])
+            yield positions, images, noise[part]
+
+
 def heldout_evaluator(
-    data: ImageSet, device: str | torch.device = "cpu", draws: int = TRAINING_DRAWS
+    data: ImageSet, device: str | torch.device = "cpu", draws: int = TRAINING_DRAWS, diffusion: DiffusionConfig = DDPM
 ) -> Callable[[Denoiser], float]:
     """Return the held-out loss as a function of the model, for logging during training.
 
     Args:
-        data: The held-out images.
+        data: The held-out images; of more than 1,024, a fixed balanced part is used.
         device: Where the model is.
         draws: Timesteps an image.
+        diffusion: The model's noise schedule, and what it predicts.
     """
+    part = data.subset(TRAINING_IMAGES, seed=0) if len(data) > TRAINING_IMAGES else data
 
     def evaluate(model: Denoiser) -> float:
-        return heldout_loss(model, data, draws=draws, device=device).mean
+        return heldout_loss(model, part, draws=draws, device=device, diffusion=diffusion).mean
 
     return evaluate

@@ -7,7 +7,8 @@ checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -22,9 +23,8 @@ from finectl.models.factorized import (
     random_sigma,
     unit_columns,
 )
-from finectl.models.presets import FREQUENCIES, LAYER_TYPES, DiTConfig, layer_shapes
+from finectl.models.presets import FREQUENCIES, LAYER_TYPES, NORM_EPS, DiTConfig, layer_shapes
 
-NORM_EPS = 1e-6
 MAX_PERIOD = 10_000.0
 EMBEDDING_STD = 0.02
 EXPLICIT_ATTENTION_TOKENS = 512
@@ -126,6 +126,7 @@ class Block(nn.Module):
 
     def __init__(self, config: DiTConfig, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        self.mlp_norm_eps = config.mlp_norm_eps
         self.attn = SelfAttention(config.heads, layers["qkv"], layers["o"])
         self.mlp = FeedForward(layers["in"], layers["out"])
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), layers["adaln"])
@@ -134,7 +135,8 @@ class Block(nn.Module):
         signals = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=2)  # 6 x (B, 1, D)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = signals
         x = torch.addcmul(x, gate, self.attn(modulated_norm(x, shift, scale)))  # (B, T, D)
-        return torch.addcmul(x, mlp_gate, self.mlp(modulated_norm(x, mlp_shift, mlp_scale)))
+        hidden = modulated_norm(x, mlp_shift, mlp_scale, self.mlp_norm_eps)
+        return torch.addcmul(x, mlp_gate, self.mlp(hidden))
 
 
 class FinalLayer(nn.Module):
@@ -169,6 +171,7 @@ class DiT(nn.Module):
         self.factors = _shared_factors(config)
         self.blocks = nn.ModuleList(Block(config, self._layers()) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
+        self._running: Sequence[int] | None = None
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict the noise (or another target) in a batch of noisy images.
@@ -183,9 +186,18 @@ class DiT(nn.Module):
         """
         tokens = self.x_embedder(x) + self.pos_embed  # (B, T, D)
         condition = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
-        for block in self.blocks:
-            tokens = block(tokens, condition)
+        for index in range(len(self.blocks)) if self._running is None else self._running:
+            tokens = self.blocks[index](tokens, condition)
         return self._unpatchify(self.final_layer(tokens, condition))
+
+    @contextmanager
+    def running(self, layers: Sequence[int]) -> Iterator[None]:
+        """Run these layers alone, in this order, inside a `with` block."""
+        self._running = layers
+        try:
+            yield
+        finally:
+            self._running = None
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
         p, channels = self.config.patch_size, self.config.out_channels
@@ -230,18 +242,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = NORM_EPS) -> Tensor:
     """Normalise each token and apply the condition's scale and shift.
 
     Args:
         x: (B, T, D).
         shift: (B, 1, D).
         scale: (B, 1, D).
+        eps: Added to the variance.
 
     Returns:
         (B, T, D).
     """
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
 
 
 def timestep_frequencies(t: Tensor, divisor: int) -> Tensor:

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finectl.artifacts.files import write_json
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
-from finectl.errors import InputError
-from finectl.models.presets import DiTConfig
+from finectl.errors import InputError, UsageError
+from finectl.models.presets import ARCHITECTURE, DiTConfig, count_parameters
+from finectl.models.unet_config import TEXT_UNET, UNET, UNetConfig
+from finectl.registry import nearest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from finectl.models.dit import DiT
+    from finectl.models.unet import UNet
+
+ModelConfig = DiTConfig | UNetConfig
 
 CONFIG = "config.json"
 FILES = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 
 
-def read_config(artifact: Artifact) -> DiTConfig:
+class Architecture(NamedTuple):
+    """Where the configuration and the network of an architecture are."""
+
+    config: type[DiTConfig] | type[UNetConfig]
+    network: str
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    ARCHITECTURE: Architecture(DiTConfig, "finectl.models.dit:DiT"),
+    UNET: Architecture(UNetConfig, "finectl.models.unet:UNet"),
+    TEXT_UNET: Architecture(UNetConfig, "finectl.models.unet:TextUNet"),
+}
+
+
+def read_config(artifact: Artifact) -> ModelConfig:
     """Return the architecture of an artifact, without torch.
 
     Raises:
@@ -34,11 +54,76 @@ def read_config(artifact: Artifact) -> DiTConfig:
         raise InputError(f"{artifact.path / CONFIG} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{artifact.path / CONFIG} is a {type(values).__name__}", expected="an object")
-    return DiTConfig.from_dict(values)
+    return config_from(values)
+
+
+def config_from(values: Mapping[str, Any]) -> ModelConfig:
+    """Return the configuration that a config.json holds.
+
+    Raises:
+        InputError: the architecture is unknown, or a field is wrong.
+    """
+    name = values.get("architecture", ARCHITECTURE)
+    if name not in ARCHITECTURES:
+        raise InputError(
+            f"the configuration is of architecture {name!r}{nearest(str(name), list(ARCHITECTURES))}",
+            expected=f"one of: {', '.join(ARCHITECTURES)}",
+        )
+    return ARCHITECTURES[name].config.from_dict(values)
+
+
+def read_dit_config(artifact: Artifact) -> DiTConfig:
+    """Return the architecture of an artifact for a stage that works on Diffusion Transformers only.
+
+    Raises:
+        InputError: it is of another architecture.
+    """
+    config = read_config(artifact)
+    if not isinstance(config, DiTConfig):
+        raise InputError(
+            f"{artifact.path} is of architecture {config.architecture!r}",
+            expected="a Diffusion Transformer (architecture 'dit'), whose layers have equal shapes",
+        )
+    return config
+
+
+def require_class_conditional(artifact: Artifact) -> ModelConfig:
+    """Return the architecture of an artifact whose network takes (x, t, class), as training and sampling call it.
+
+    Raises:
+        InputError: it is conditioned on text.
+    """
+    config = read_config(artifact)
+    if isinstance(config, UNetConfig) and config.architecture == TEXT_UNET:
+        raise InputError(
+            f"{artifact.path} is conditioned on text (architecture {TEXT_UNET!r})",
+            expected="an unconditional or class-conditional model: this stage has no prompts yet",
+            fix=f"use it in diffusers: finectl convert {artifact.path} --to diffusers",
+        )
+    return config
+
+
+def require_null_class(config: ModelConfig, guidance: float) -> None:
+    """Check that a model can be guided, which takes a class that stands for none.
+
+    Raises:
+        UsageError: it has none, and the guidance scale is not 1.
+    """
+    if guidance != 1.0 and not config.has_null_class:
+        raise UsageError(
+            f"--guidance {guidance:g} needs a model with a null class, and this one has none",
+            expected="--guidance 1",
+            fix="if the last row of its label table is the null class, import it again with --num-classes",
+        )
+
+
+def total_parameters(config: ModelConfig) -> int:
+    """Return the number of trainable parameters of a model, without building it."""
+    return config.parameters if isinstance(config, UNetConfig) else count_parameters(config)["total"]
 
 
 def save_model(
-    directory: Path, config: DiTConfig, raw: Mapping[str, Tensor], ema: Mapping[str, Tensor] | None = None
+    directory: Path, config: ModelConfig, raw: Mapping[str, Tensor], ema: Mapping[str, Tensor] | None = None
 ) -> None:
     """Write a model: its architecture, its raw weights and, apart from them, their moving average."""
     write_json(directory / CONFIG, config.to_dict())
@@ -47,25 +132,39 @@ def save_model(
         save_tensors(directory / FILES["ema"], ema)
 
 
+def weights_file(artifact: Artifact, weights: str) -> Path:
+    """Return the file of the `ema` or `raw` weights; one that never had an EMA gives its raw weights for both."""
+    return artifact.file(FILES[weights] if artifact.has(FILES[weights]) else FILES["raw"])
+
+
 def load_weights(artifact: Artifact, weights: str) -> dict[str, Tensor]:
     """Return the `ema` or `raw` weights of an artifact; one that never had an EMA gives its raw weights for both.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    name = FILES[weights] if artifact.has(FILES[weights]) else FILES["raw"]
-    return load_tensors(artifact.file(name))
+    return load_tensors(weights_file(artifact, weights))
 
 
-def load_model(artifact: Artifact, weights: str = "ema") -> DiT:
-    """Build the model of an artifact and load its weights.
+def build_model(config: ModelConfig) -> nn.Module:
+    """Return the network of a configuration, without weights that mean anything.
+
+    Raises:
+        InputError: diffusers cannot build it.
+    """
+    name = ARCHITECTURE if isinstance(config, DiTConfig) else config.architecture
+    module, _, attribute = ARCHITECTURES[name].network.partition(":")
+    network: nn.Module = getattr(importlib.import_module(module), attribute)(config)
+    return network
+
+
+def load_any_model(artifact: Artifact, weights: str = "ema") -> nn.Module:
+    """Build the model of an artifact, of any architecture, and load its weights.
 
     Raises:
         InputError: the weights are not those of the architecture in config.json.
     """
-    from finectl.models.dit import DiT
-
-    model = DiT(read_config(artifact))
+    model = build_model(read_config(artifact))
     state = load_weights(artifact, weights)
     problems = misfits(model, state)
     if problems:
@@ -78,7 +177,27 @@ def load_model(artifact: Artifact, weights: str = "ema") -> DiT:
     return model
 
 
-def misfits(model: DiT, state: Mapping[str, Tensor]) -> list[str]:
+def load_model(artifact: Artifact, weights: str = "ema") -> DiT | UNet:
+    """Build the model of an artifact, a network of (x, t, class), and load its weights.
+
+    Raises:
+        InputError: the model is conditioned on text, or its weights are not those of the architecture in config.json.
+    """
+    require_class_conditional(artifact)
+    return load_any_model(artifact, weights)  # type: ignore[return-value]
+
+
+def load_dit(artifact: Artifact, weights: str = "ema") -> DiT:
+    """Build the model of an artifact for a stage that works on Diffusion Transformers only, and load its weights.
+
+    Raises:
+        InputError: it is of another architecture, or its weights are not those of config.json.
+    """
+    read_dit_config(artifact)
+    return load_any_model(artifact, weights)  # type: ignore[return-value]
+
+
+def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Return what keeps a state from being loaded into a model, one line each."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finectl.artifacts.files import write_json
+from finectl.artifacts.manifest import Manifest
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
-from finectl.models.io import CONFIG, read_config
+from finectl.models.io import CONFIG, read_dit_config
 from finectl.models.presets import LAYER_TYPES, DiTConfig, count_parameters, layer_shapes
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 FACTORS = "learngene.safetensors"
 REST = "rest.safetensors"
 CURVES = "curves.safetensors"
+SIGMA_RULE = "sigma_rule"
+"""Name, among the metrics of a condensed model and of its learngene, of how sigma is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +88,23 @@ def load_learngene(artifact: Artifact) -> Learngene:
         InputError: a file is missing or damaged.
     """
     return Learngene(
-        read_config(artifact),
+        read_dit_config(artifact),
         load_tensors(artifact.file(FACTORS)),
         load_tensors(artifact.file(REST)),
         load_tensors(artifact.file(CURVES)),
     )
+
+
+def sigma_rule(manifest: Manifest) -> str:
+    """Return how `init` reads sigma off a condensed model's curves over depth, where it is not told.
+
+    Layers that were trained as one condensed model lie on curves, which are interpolated. Those of an ancestor that was
+    trained without shared factors do not: whole layers are taken (`nearest`).
+
+    Args:
+        manifest: Of a condensed model, or of its learngene.
+    """
+    return str(manifest.metrics.get(SIGMA_RULE, "interpolated"))
 
 
 def storage(config: DiTConfig, depths: list[int]) -> dict[str, int]:
@@ -117,6 +132,20 @@ def storage(config: DiTConfig, depths: list[int]) -> dict[str, int]:
         "kept": learngene + rest + curves,
         "dense": sum(dense["block"] * depth + rest for depth in depths),
     }
+
+
+def evenly_spaced(layers: int, depth: int) -> list[int]:
+    """Return which of an ancestor's layers stand for those of a model of another depth: first and last, evenly between.
+
+    Layer i of the model, counted from 0, is layer round(i (L - 1) / (L' - 1)); a single one is the middle layer.
+
+    Args:
+        layers: Layers of the ancestor, L.
+        depth: Layers of the model, L'; above L, layers are repeated.
+    """
+    if depth == 1:
+        return [(layers - 1) // 2]
+    return [round(index * (layers - 1) / (depth - 1)) for index in range(depth)]
 
 
 def dense_config(config: DiTConfig, depth: int) -> DiTConfig:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
+from finectl.diffusion.config import DDPM, DiffusionConfig
 from finectl.errors import InputError, UsageError
 from finectl.registry import nearest
 
 ARCHITECTURE = "dit"
+NORM_EPS = 1e-6
 FREQUENCIES = 256
 """Length of the sinusoidal timestep embedding."""
 
@@ -75,6 +77,8 @@ class DiTConfig:
         frequency_divisor: Timestep frequencies are exp(-ln(1e4) i / divisor): 128 as in published DiT checkpoints,
             127 as in diffusers.
         factorized: Factorised layer types, or None for a dense DiT.
+        mlp_norm_eps: Epsilon of the norm before the feed-forward part; the others are 1e-6 in every DiT.
+        diffusion: The noise schedule and what is predicted.
 
     Raises:
         UsageError: a value is out of range, or sizes do not divide.
@@ -94,6 +98,8 @@ class DiTConfig:
     learn_sigma: bool = False
     frequency_divisor: int = 128
     factorized: FactorConfig | None = None
+    mlp_norm_eps: float = NORM_EPS
+    diffusion: DiffusionConfig = DDPM
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "image_size", "channels", "mlp_ratio"):
@@ -113,6 +119,8 @@ class DiTConfig:
             )
         if not 0.0 <= self.label_dropout <= 1.0:
             raise UsageError(f"label_dropout {self.label_dropout} is no probability", expected="between 0 and 1")
+        if not self.mlp_norm_eps > 0.0:
+            raise UsageError(f"mlp_norm_eps {self.mlp_norm_eps} is not positive")
 
     @property
     def out_channels(self) -> int:
@@ -124,9 +132,21 @@ class DiTConfig:
         """Tokens of one image: (image_size / patch_size)^2."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def has_null_class(self) -> bool:
+        """Whether there is a class that stands for none: in a DiT always, the last row of its table."""
+        return True
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain JSON values, with `"architecture": "dit"` first."""
+        """Return the configuration as plain JSON values, with `"architecture": "dit"` first.
+
+        `mlp_norm_eps` and `diffusion` are left out where they are what finectl trains with.
+        """
         values = asdict(self)
+        if self.mlp_norm_eps == NORM_EPS:
+            del values["mlp_norm_eps"]
+        if self.diffusion == DDPM:
+            del values["diffusion"]
         if self.factorized is not None:
             values["factorized"]["types"] = list(self.factorized.types)
         return {"architecture": ARCHITECTURE, **values}
@@ -149,7 +169,9 @@ class DiTConfig:
         try:
             if factors is not None:
                 rest["factorized"] = _factors_from(factors)
-            return cls(**_checked(cls, rest, skip=("factorized",)))
+            if "diffusion" in rest:
+                rest["diffusion"] = DiffusionConfig.from_dict(rest["diffusion"])
+            return cls(**_checked(cls, rest, skip=("factorized", "diffusion")))
         except UsageError as error:
             raise InputError(f"the configuration is wrong: {error.what}", expected=error.expected) from error
 

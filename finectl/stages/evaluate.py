@@ -20,11 +20,10 @@ from finectl.artifacts.store import Artifact
 from finectl.console import format_table
 from finectl.errors import ComputationError, UsageError
 from finectl.metrics import METRICS, SAMPLE_METRICS
-from finectl.models.io import load_model, read_config
-from finectl.models.presets import count_parameters
+from finectl.models.io import load_model, read_config, require_class_conditional, require_null_class, total_parameters
 from finectl.training.log import NAME as LOG
 from finectl.training.log import read_log
-from finectl.training.settings import require_fit, resolve_data
+from finectl.training.settings import DataFields, data_options, require_fit, resolve_data
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from finectl.data.dataset import ImageSet
     from finectl.metrics.generated import GeneratedMetrics
     from finectl.models.dit import DiT
+    from finectl.models.unet import UNet
 
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 FAIL_IF = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
@@ -41,13 +41,11 @@ LEAST_FRECHET_SAMPLES = 2
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(DataFields):
     """The options of `finectl evaluate`."""
 
     metrics: str
     weights: str
-    data: str | None
-    image_size: int | None
     draws: int
     samples: int
     scheduler: str
@@ -70,9 +68,9 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         METRICS[name]  # an unknown name is an error here
     if not names:
         raise UsageError("--metrics names no metric", expected=f"one or several of: {', '.join(METRICS)}")
-    size = config.image_size or read_config(parents[0]).image_size
-    data = resolve_data(config.data, size, parents)
+    data, fields = resolve_data(config, parents, read_config(parents[0]).image_size)
     for parent in parents:
+        require_null_class(require_class_conditional(parent), config.guidance)
         require_fit(parent, data)
     notes = []
     if data.name != "digits" and set(names) & set(SAMPLE_METRICS):
@@ -87,7 +85,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         )
     if config.fail_if is not None:
         parse_condition(config.fail_if, names)
-    resolved = replace(config, metrics=",".join(names), data=data.name, image_size=data.image_size)
+    resolved = replace(config, metrics=",".join(names), **fields)
     slug = parents[0].name.rsplit("-", 1)[0] if len(parents) == 1 else f"{len(parents)}-models"
     summary = {"models": len(parents), "images_to_sample": config.samples * len(parents) * _samples(resolved)}
     return Plan(resolved, slug=slug, data=data, summary=summary, notes=tuple(notes))
@@ -121,7 +119,7 @@ def run(job: Job[Config]) -> Outcome:
 
     config = job.config
     device = resolve_device(job.execution.device)
-    heldout = load(config.data or "", "heldout", config.image_size)
+    heldout = load(config.data or "", "heldout", config.image_size, data_options(config, job))
     generated = generated_metrics(config, device)
     names = row_names([artifact.name for artifact in job.parents])
     rows: list[dict[str, Any]] = []
@@ -162,7 +160,7 @@ def describe(job: Job[Config], artifact: Artifact) -> dict[str, Any]:
         "digest": artifact.manifest.digest,
         "method": first.get("method", artifact.kind),
         "depth": config.depth,
-        "parameters": count_parameters(config)["total"],
+        "parameters": total_parameters(config),
         "transferred": first.get("parameters_transferred"),
         "transferred_with_embedders": first.get("parameters_transferred_with_embedders"),
         "steps": cost["steps"],
@@ -188,11 +186,12 @@ def generated_metrics(config: Config, device: torch.device) -> GeneratedMetrics 
     )
 
 
-def measure_loss(config: Config, model: DiT, heldout: ImageSet, device: torch.device) -> dict[str, Any]:
+def measure_loss(config: Config, model: DiT | UNet, heldout: ImageSet, device: torch.device) -> dict[str, Any]:
     """Return the held-out loss with its interval, and by timestep range."""
     from finectl.metrics.heldout_loss import heldout_loss
 
-    measured = heldout_loss(model, heldout, draws=config.draws, seed=config.seed, device=device)
+    diffusion = model.config.diffusion
+    measured = heldout_loss(model, heldout, draws=config.draws, seed=config.seed, device=device, diffusion=diffusion)
     return {**measured.summary(), "seed": config.seed, "data_fingerprint": heldout.info.fingerprint}
 
 

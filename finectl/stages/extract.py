@@ -15,8 +15,8 @@ from typing import Any
 from finectl.artifacts.job import InheritedData, Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
 from finectl.errors import UsageError
-from finectl.models.io import load_weights, read_config
-from finectl.models.learngene import save_learngene, split_state, storage
+from finectl.models.io import load_weights, read_dit_config
+from finectl.models.learngene import SIGMA_RULE, save_learngene, sigma_rule, split_state, storage
 
 BYTES_PER_PARAMETER = 4
 
@@ -35,7 +35,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     Raises:
         UsageError: the list of depths is not one of positive integers.
     """
-    model = read_config(parents[0])
+    model = read_dit_config(parents[0])
     depths = parse_depths(config.depths)
     return Plan(
         replace(config, depths=",".join(map(str, depths))),
@@ -60,7 +60,7 @@ def parse_depths(text: str) -> list[int]:
 def run(job: Job[Config]) -> Outcome:
     """Split the state, write the parts and print what is kept."""
     ancestor = job.parents[0]
-    config = read_config(ancestor)
+    config = read_dit_config(ancestor)
     learngene = split_state(load_weights(ancestor, job.config.weights), config)
     save_learngene(job.directory, learngene)
     depths = parse_depths(job.config.depths)
@@ -73,6 +73,7 @@ def run(job: Job[Config]) -> Outcome:
         "parameters_curves": counts["curves"],
         "bytes": BYTES_PER_PARAMETER * counts["kept"],
         "depths": depths,
+        SIGMA_RULE: sigma_rule(ancestor.manifest),
         "parameters_dense": counts["dense"],
         "storage_ratio": round(ratio, 3),
     }

@@ -11,10 +11,10 @@ from finectl.artifacts.store import Artifact
 from finectl.data.sources import DataInfo
 from finectl.errors import UsageError
 from finectl.initializers import METHODS, SOURCES
-from finectl.models.io import read_config, save_model
-from finectl.models.learngene import dense_config
+from finectl.models.io import read_dit_config, save_model
+from finectl.models.learngene import dense_config, sigma_rule
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
-from finectl.training.settings import PAPER, SMALL, resolve_data
+from finectl.training.settings import PAPER, SMALL, DataFields, resolve_data
 
 SMALL_TUNE_STEPS = 50
 PAPER_TUNE_STEPS = 300
@@ -23,21 +23,20 @@ LEAST_TUNE_SAMPLES = 256
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(DataFields):
     """The options of `finectl init`; None is a default that depends on the input or the data."""
 
     method: str
     depth: int | None
     model: str | None
-    sigma: str
+    sigma: str | None
     depth_scale: float
     tune_steps: int | None
     tune_samples: int | None
     tune_lr: float
     tune_biases: bool
+    flip: bool
     batch_size: int | None
-    data: str | None
-    image_size: int | None
     seed: int
 
 
@@ -65,9 +64,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         UsageError: the preset or the patch does not fit the data.
         InputError: the data set is missing or empty, or has fewer images than are to be tuned on.
     """
-    source = read_config(parents[0]) if parents else None
-    size = config.image_size or (source.image_size if source and config.data is None else None)
-    data = resolve_data(config.data, size, parents)
+    source = read_dit_config(parents[0]) if parents else None
+    data, fields = resolve_data(config, parents, source.image_size if source and config.data is None else None)
     target = architecture(config, source, data)
     usual_batch = int((SMALL if data.bundled else PAPER)["batch_size"])
     tunes = config.method == "fine"
@@ -76,9 +74,9 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     resolved = replace(
         config,
         depth=target.depth,
-        data=data.name,
-        image_size=data.image_size,
+        **fields,
         tune_steps=(steps if config.tune_steps is None else config.tune_steps) if tunes else 0,
+        sigma=config.sigma or (sigma_rule(parents[0].manifest) if parents else None),
         tune_samples=(config.tune_samples or min(samples, data.train_count)) if tunes else None,
         batch_size=(config.batch_size or usual_batch) if tunes else None,
     )
@@ -118,9 +116,11 @@ def run(job: Job[Config]) -> Outcome:
     config = job.config
     data = cast(DataInfo, job.data)
     source = job.parents[0] if job.parents else None
-    target = architecture(config, read_config(source) if source else None, data)
+    target = architecture(config, read_dit_config(source) if source else None, data)
     same_labels = source is not None and source.manifest.data.get("fingerprint") == data.fingerprint
     made: Initialized = METHODS.load(config.method)(Request(target, data, same_labels, source, job))
+    if not job.world.leads:
+        return Outcome()
     save_model(job.directory, target, made.state)
     with_embedders = made.transferred + made.transferred_embedders
     job.console.note(
@@ -139,4 +139,4 @@ def run(job: Job[Config]) -> Outcome:
     )
 
 
-STAGE = Stage(name="init", version=1, makes="model", config=Config, reads=reads, plan=plan, run=run)
+STAGE = Stage(name="init", version=1, makes="model", config=Config, reads=reads, plan=plan, run=run, shares_work=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
+from finectl.artifacts.job import Execution, Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
-from finectl.models.io import load_model, read_config, save_model
+from finectl.models.io import load_model, read_config, require_class_conditional, save_model
+from finectl.training.estimate import measure_training, training_estimate
 from finectl.training.settings import (
+    DataFields,
+    TrainFields,
+    data_options,
     describe_settings,
     require_fit,
     resolve_data,
     resolve_settings,
     settings_of,
-    training_estimate,
 )
 
 SMALL = {"steps": 600}
@@ -22,21 +26,10 @@ PAPER = {"steps": 10_000}
 
 
 @dataclass(frozen=True)
-class Config:
-    """The options of `finectl train`; None is a default that depends on the data."""
+class Config(DataFields, TrainFields):
+    """The options of `finectl train`."""
 
     weights: str
-    data: str | None
-    image_size: int | None
-    steps: int | None
-    batch_size: int | None
-    lr: float | None
-    lr_schedule: str
-    warmup_steps: int | None
-    weight_decay: float
-    ema: float | None
-    eval_every: int | None
-    seed: int
 
 
 def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
@@ -45,15 +38,10 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     Raises:
         InputError: the data does not fit the model.
     """
-    model = read_config(parents[0])
-    data = resolve_data(config.data, config.image_size or model.image_size, parents)
+    model = require_class_conditional(parents[0])
+    data, fields = resolve_data(config, parents, model.image_size)
     require_fit(parents[0], data)
-    resolved = replace(
-        config,
-        data=data.name,
-        image_size=data.image_size,
-        **resolve_settings(config, data.bundled, small=SMALL, paper=PAPER),
-    )
+    resolved = replace(config, **fields, **resolve_settings(config, data.bundled, small=SMALL, paper=PAPER))
     settings = settings_of(resolved)
     return Plan(
         resolved,
@@ -73,13 +61,20 @@ def run(job: Job[Config]) -> Outcome:
 
     config = job.config
     model = load_model(job.parents[0], config.weights)
-    train = load(config.data or "", "train", config.image_size)
+    train = load(config.data or "", "train", config.image_size, data_options(config, job))
+    held = load(config.data or "", "heldout", config.image_size, data_options(config, job))
     heldout = heldout_evaluator(
-        load(config.data or "", "heldout", config.image_size), resolve_device(job.execution.device)
+        held, resolve_device(job.execution.device, job.world.local_rank), diffusion=model.config.diffusion
     )
     trained = fit(job, model, train, settings_of(config), heldout=heldout)
-    save_model(job.directory, model.config, trained.model.state_dict(), trained.ema.state_dict())
+    if job.world.leads:
+        save_model(job.directory, model.config, trained.state, trained.ema)
     return Outcome(cost=trained.cost)
+
+
+def measure(plan: Plan[Config], parents: Sequence[Artifact], execution: Execution) -> dict[str, Any]:
+    """Time a step, for `--dry-run`."""
+    return measure_training(read_config(parents[0]), settings_of(plan.config), execution)
 
 
 STAGE = Stage(
@@ -90,4 +85,6 @@ STAGE = Stage(
     reads=lambda config: Reads("model", ("model",)),
     plan=plan,
     run=run,
+    shares_work=True,
+    measure=measure,
 )

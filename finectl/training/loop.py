@@ -1,37 +1,40 @@
 """The only training loop: `condense`, `init` and `train` all call it.
 
-Every random number of a step is a function of (seed, step), and the data order one of (seed, epoch), so a run that was
-killed and resumed equals an unbroken one, bit for bit on a CPU.
+Every random number of a step is a function of (seed, step) and drawn for the whole batch, and the data order is one of
+(seed, epoch); each of several processes takes its slice. So a run that was killed and resumed equals an unbroken one,
+bit for bit on a CPU, and a run on another number of processes differs by rounding only.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finectl.artifacts.job import Job
-from finectl.console import Progress
 from finectl.data.dataset import ImageSet
-from finectl.data.order import batch_indices
-from finectl.diffusion.losses import Denoiser, denoising_loss
-from finectl.diffusion.random import generator_for
-from finectl.diffusion.schedule import NoiseSchedule
+from finectl.diffusion.losses import Denoiser
 from finectl.errors import ComputationError
-from finectl.models.dit import DiT, drop_labels
-from finectl.training.device import arithmetic, resolve_device
+from finectl.training.clock import Clock
+from finectl.training.distributed import (
+    agree,
+    local,
+    lost_peers_as_errors,
+    total,
+    whole,
+)
+from finectl.training.log import NAME as LOG_NAME
 from finectl.training.log import Log
-from finectl.training.memory import tune_allocator
+from finectl.training.previews import draw_previews
+from finectl.training.run import Loss, Run, plain_loss, prepare, train_step
 from finectl.training.settings import TrainSettings
 from finectl.training.state import Position, load_state, save_state
-from finectl.training.step import Ema, make_optimizer
+from finectl.world import World
 
-SAVE_INTERVAL_S = 60.0
 LOG_ENTRIES = 200
 
 
@@ -40,187 +43,208 @@ class Trained:
     """A trained model.
 
     Args:
-        model: With its raw weights, on the device it was trained on.
-        ema: Its moving average.
+        model: The module that was given, with its raw weights, on the device it was trained on.
+        state: Its raw weights, whole also where they were sharded.
+        ema: Their moving average, likewise.
         cost: Optimiser updates, samples seen and wall seconds, over all runs.
     """
 
-    model: DiT
-    ema: Ema
+    model: nn.Module
+    state: dict[str, Tensor]
+    ema: dict[str, Tensor]
     cost: dict[str, Any]
+
+
+class NotFinite(Exception):
+    """A loss or a weight is not finite.
+
+    Args:
+        what: The fault.
+        step: The step whose batch gave it, counted from 0.
+    """
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(what)
+        self.step = step
 
 
 def fit(
     job: Job[Any],
-    model: DiT,
+    model: Any,
     data: ImageSet,
     settings: TrainSettings,
     *,
     groups: list[dict[str, Any]] | None = None,
     heldout: Callable[[Denoiser], float] | None = None,
+    loss: Loss = plain_loss,
+    shardable: bool = True,
 ) -> Trained:
-    """Train a model on images and labels with the denoising loss.
+    """Train a model on images and labels.
 
     Args:
-        job: Where state and log go, how to run, and whether a signal asks to stop.
-        model: On any device; parameters that need no gradient stay as they are.
-        data: Images (N, C, H, W) in [-1, 1] and labels (N,).
+        job: Where state and log go, how to run, the processes that share the work, and whether a signal asks to stop.
+        model: A denoiser (x_t, t, y) with a `config`, on any device; parameters that need no gradient stay as they are.
+        data: The training images.
         settings: Steps, batch size, optimiser, EMA and seed.
         groups: Parameter groups with learning rates of their own; all trainable parameters by default.
         heldout: The held-out loss of a model, logged every `eval_every` updates and at both ends.
+        loss: Each image's loss; the denoising loss by default.
+        shardable: Whether `--fsdp` may shard the model; otherwise it is trained whole in every process.
 
     Returns:
         The model after the last update.
 
     Raises:
-        ComputationError: the loss is not finite.
-        Interrupted: a signal came; the state is saved.
+        ComputationError: the loss is not finite, also after one return to the last state, or another process is gone.
+        Interrupted: a signal came, or `--max-time` is over; the state is saved.
     """
-    device = resolve_device(job.execution.device)
-    if device.type == "cpu":
-        tune_allocator()
-    model.to(device).train()
-    optimizer = make_optimizer(groups or [{"params": list(model.parameters())}], settings.lr, settings.weight_decay)
-    base_lrs = [group["lr"] for group in optimizer.param_groups]
-    ema = Ema(model.named_parameters(), settings.ema)
-    schedule = NoiseSchedule.linear(device)
-    position = load_state(job.state, model, ema, optimizer)
-    clock = _Clock(position.wall_s)
-    log_every = max(1, settings.steps // LOG_ENTRIES)
-
-    progress = job.console.progress("training", settings.steps, done=position.step)
-    with Log(job.directory, position.step) as log, progress:
-
-        def save() -> None:
-            _require_finite(position)
-            position.wall_s = clock.seconds()
-            log.sync()
-            save_state(job.state, position, model, ema, optimizer)
-            clock.saved()
-
-        if position.step == 0:
-            _log_heldout(log, 0, ema, model, heldout, settings)
-        while position.step < settings.steps:
-            for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
-                group["lr"] = base * lr_factor(settings, position.step)
-            loss = train_step(job, model, data, settings, schedule, optimizer, ema, position.step)
-            position.step += 1
-            position.loss_sum += loss
-            position.loss_count += 1
-            if position.step % log_every == 0 or position.step == settings.steps:
-                _log_loss(log, progress, position, clock, settings)
-            progress.advance(samples=settings.batch_size)
-            if settings.eval_every and (position.step % settings.eval_every == 0 or position.step == settings.steps):
-                _log_heldout(log, position.step, ema, model, heldout, settings)
-            if clock.is_time_to_save(job.execution.save_every, position.step):
-                save()
-            job.stop_if_requested(save)
-        _require_finite(position)
-    _require_finite_weights(model, position.step)
-    cost = {"steps": position.step, "samples": position.step * settings.batch_size, "wall_s": round(clock.seconds(), 3)}
-    return Trained(model, ema, cost)
+    with lost_peers_as_errors(job.world):
+        run = prepare(job, model, data, settings, groups=groups, loss=loss, sharded=job.execution.fsdp and shardable)
+        with run.batches:
+            position = _train(job, run, heldout)
+        cost = {"steps": position.step, "samples": position.step * settings.batch_size}
+        cost_s = round(position.wall_s, 3)
+        return Trained(model, whole(model.state_dict()), whole(run.ema.state_dict()), {**cost, "wall_s": cost_s})
 
 
-def train_step(
+def _train(job: Job[Any], run: Run, heldout: Callable[[Denoiser], float] | None) -> Position:
+    """Go from the saved state to the last step, with one return to it when a loss is not finite."""
+    failure: NotFinite | None = None
+    while True:
+        position = load_state(job.state, run.model, run.ema, run.optimizer)
+        try:
+            _steps(job, run, position, heldout, failure)
+            return position
+        except NotFinite as error:
+            if failure is not None:
+                raise ComputationError(
+                    f"{error} (again: going back to the last saved state did not help)",
+                    expected="a finite loss and finite weights",
+                    fix="run again with --no-resume and a smaller --lr, or with --dtype float32; "
+                    f"the images of that batch are in {job.directory / LOG_NAME}",
+                ) from error
+            failure = error
+            job.console.note(f"{error}: going back to the last saved state, once")
+
+
+def _steps(
     job: Job[Any],
-    model: DiT,
-    data: ImageSet,
-    settings: TrainSettings,
-    schedule: NoiseSchedule,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema,
-    step: int,
-) -> float:
-    """Do one optimiser update and return the batch's mean loss.
-
-    Reference: arXiv 2006.11239, Algorithm 1.
-    """
-    device = schedule.betas.device
-    indices = batch_indices(len(data), settings.batch_size, step, settings.seed)
-    x0 = data.images[indices].to(device, non_blocking=True)  # (B, C, H, W)
-    random = generator_for("train", settings.seed, 0, step, device=device)
-    t = torch.randint(len(schedule), (settings.batch_size,), generator=random, device=device)
-    noise = torch.randn(x0.shape, generator=random, device=device)
-    null, dropout = model.config.num_classes, model.config.label_dropout
-    y = drop_labels(data.labels[indices].to(device), null, dropout, random)
-    with arithmetic(device, job.execution.dtype):
-        loss = denoising_loss(model, schedule, x0, y, t, noise).mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    ema.update()
-    return float(loss.detach())
-
-
-def lr_factor(settings: TrainSettings, step: int) -> float:
-    """Return what the learning rate is multiplied by at a step: a linear rise to 1, then 1 or a half cosine to 0."""
-    warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    if settings.lr_schedule == "constant":
-        return warmup
-    return warmup * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-
-
-class _Clock:
-    """Wall seconds of a run over all its resumptions, and of the time since the last save."""
-
-    def __init__(self, before_s: float) -> None:
-        self._before_s = before_s
-        self._start_s = self._saved_s = time.monotonic()
-
-    def seconds(self) -> float:
-        return self._before_s + time.monotonic() - self._start_s
-
-    def saved(self) -> None:
-        self._saved_s = time.monotonic()
-
-    def is_time_to_save(self, every: int, step: int) -> bool:
-        return step % every == 0 if every else time.monotonic() - self._saved_s >= SAVE_INTERVAL_S
-
-
-def _require_finite(position: Position) -> None:
-    if not math.isfinite(position.loss_sum):
-        raise ComputationError(
-            f"the loss is not finite at step {position.step}",
-            expected="a finite loss",
-            fix="run again with a smaller --lr, or with --dtype float32",
-        )
-
-
-def _require_finite_weights(model: nn.Module, step: int) -> None:
-    """Look at the weights too: the last loss is that of the weights before the last update."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ComputationError(
-                f"{name} is not finite after step {step}",
-                expected="finite weights",
-                fix="run again with a smaller --lr, or with --dtype float32",
-            )
-
-
-def _log_loss(log: Log, progress: Progress, position: Position, clock: _Clock, settings: TrainSettings) -> None:
-    """Log the mean loss since the last entry."""
-    _require_finite(position)
-    mean = position.loss_sum / position.loss_count
-    position.loss_sum, position.loss_count = 0.0, 0
-    log.write(position.step, loss=mean, seconds=round(clock.seconds(), 3))
-    progress.advance(0, loss=mean)
-
-
-def _log_heldout(
-    log: Log,
-    step: int,
-    ema: Ema,
-    model: nn.Module,
+    run: Run,
+    position: Position,
     heldout: Callable[[Denoiser], float] | None,
-    settings: TrainSettings,
+    failure: NotFinite | None,
 ) -> None:
+    """Do the steps that are left, with log, held-out loss, samples and saved states between them."""
+    settings, execution, world = run.settings, job.execution, job.world
+    log_every = max(1, settings.steps // LOG_ENTRIES)
+    progress = job.console.progress("training", settings.steps, done=position.step)
+    with Log(job.directory if world.leads else None, position.step, tensorboard=execution.tensorboard) as log, progress:
+        course = Course(job, run, position, log, Clock(position.wall_s, execution))
+        if failure is not None:
+            batch = run.batches.indices(max(failure.step, 0)).tolist()
+            log.write(position.step, not_finite_at_step=failure.step + 1, images_of_that_step=batch)
+        if position.step == 0:
+            course.save()
+            _log_heldout(log, 0, run, heldout)
+        while position.step < settings.steps:
+            course.count(train_step(run, position.step))
+            done = position.step == settings.steps
+            if position.step % log_every == 0 or done:
+                progress.advance(0, loss=course.log_loss())
+            progress.advance(samples=settings.batch_size)
+            if settings.eval_every and (position.step % settings.eval_every == 0 or done):
+                _log_heldout(log, position.step, run, heldout)
+            if execution.sample_every and (position.step % execution.sample_every == 0 or done):
+                draw_previews(job, run.model, run.ema, run.batches.data.info, position.step)
+            save_now, is_over, asked = course.agreed()
+            if asked or (is_over and not done):
+                job.stop(course.save, "interrupted" if asked else "--max-time is over")
+            if save_now:
+                course.save()
+        _require_finite_weights(world, run.model, position.step)
+        position.wall_s = course.clock.seconds()
+
+
+@dataclass
+class Course:
+    """Where a run is, between its steps.
+
+    Args:
+        job: The run of the stage.
+        run: What its steps need.
+        position: Updated as steps are counted.
+        log: Of the process that leads.
+        clock: Seconds of work.
+    """
+
+    job: Job[Any]
+    run: Run
+    position: Position
+    log: Log
+    clock: Clock
+    unread: list[Tensor] = field(default_factory=list)
+
+    def count(self, loss: Tensor) -> None:
+        """Count a step; its loss stays on the device, because reading it waits for the step's end."""
+        self.unread.append(loss)
+        self.position.step += 1
+        self.position.loss_count += 1
+
+    def settle(self) -> None:
+        """Read the losses of the last steps, summed over the processes.
+
+        Raises:
+            NotFinite: one is not finite.
+        """
+        values = total(self.job.world, torch.stack(self.unread)).tolist() if self.unread else []
+        for index, value in enumerate(values):
+            if not math.isfinite(value):
+                step = self.position.step - len(values) + index
+                raise NotFinite(f"the loss is not finite at step {step + 1}", step)
+            self.position.loss_sum += value
+        self.unread.clear()
+
+    def log_loss(self) -> float:
+        """Log the mean loss since the last entry and return it."""
+        self.settle()
+        position = self.position
+        mean = position.loss_sum / position.loss_count
+        self.log.write(position.step, loss=mean, seconds=round(self.clock.seconds(), 3))
+        position.loss_sum, position.loss_count = 0.0, 0
+        return mean
+
+    def agreed(self) -> tuple[bool, ...]:
+        """Return whether to save, whether time is over, and whether a signal came, the same in all processes."""
+        leads = self.job.world.leads
+        is_due, is_over = leads and self.clock.is_time_to_save(self.position.step), leads and self.clock.is_over()
+        return agree(self.job.world, is_due, is_over, self.job.interrupt.requested)
+
+    def save(self) -> None:
+        """Save the state.
+
+        Raises:
+            NotFinite: a loss or a weight is not finite; the state that was saved before stays.
+        """
+        self.settle()
+        _require_finite_weights(self.job.world, self.run.model, self.position.step)
+        self.position.wall_s = self.clock.seconds()
+        self.log.sync()
+        run = self.run
+        save_state(self.job.state, self.position, run.model, run.ema, run.optimizer, leads=self.job.world.leads)
+        self.clock.saved()
+
+
+def _require_finite_weights(world: World, model: nn.Module, step: int) -> None:
+    """Look at the weights too: the last loss is that of the weights before the last update."""
+    bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(local(p.detach())).all())]
+    (anywhere,) = agree(world, bool(bad))
+    if anywhere:
+        raise NotFinite(f"{bad[0] if bad else 'a weight'} is not finite after step {step}", step - 1)
+
+
+def _log_heldout(log: Log, step: int, run: Run, heldout: Callable[[Denoiser], float] | None) -> None:
     """Log the held-out loss of the averaged weights."""
-    if heldout is None or not settings.eval_every:
+    if heldout is None or not run.settings.eval_every:
         return
-    weights = ema.state_dict()
-
-    def averaged(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        output: Tensor = torch.func.functional_call(model, weights, (x, t, y))
-        return output
-
-    log.write(step, heldout_loss=heldout(averaged))
+    with run.ema.denoiser(run.model) as averaged:
+        log.write(step, heldout_loss=heldout(averaged))

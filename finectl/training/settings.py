@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finectl.artifacts.job import Job
 from finectl.artifacts.store import Artifact
-from finectl.data.sources import DataInfo, describe
+from finectl.data.sources import DEFAULT_RESIZE_FILTER, DataInfo, DataOptions, absolute_spec, describe
 from finectl.errors import InputError
 from finectl.models.io import read_config
-from finectl.models.presets import DiTConfig, count_parameters
+from finectl.models.vae import is_same_space, latent_space
 
 DEFAULT_DATA = "digits"
+
+
+@dataclass(frozen=True)
+class DataFields:
+    """The options of every stage that reads images; None is what the input artifact was made with, or a default."""
+
+    data: str | None
+    image_size: int | None
+    resize_filter: str | None
+    skip_bad: bool | None
+
+
+@dataclass(frozen=True)
+class TrainFields:
+    """The options of every stage that trains; None is a default that depends on the data."""
+
+    flip: bool
+    steps: int | None
+    batch_size: int | None
+    lr: float | None
+    lr_schedule: str
+    warmup_steps: int | None
+    weight_decay: float
+    clip_grad: float
+    ema: float | None
+    eval_every: int | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -22,7 +49,7 @@ class TrainSettings:
 
     Args:
         steps: Optimiser updates.
-        batch_size: Images an update.
+        batch_size: Images an update, over all processes.
         lr: Learning rate of AdamW.
         lr_schedule: `constant`, or `cosine` down to 0.
         warmup_steps: Updates over which the learning rate rises to `lr`; Adam's first steps, of full size in every
@@ -31,6 +58,7 @@ class TrainSettings:
         ema: Decay of the exponential moving average, in [0, 1].
         eval_every: Held-out loss every so many updates; 0 never.
         seed: Seed of the data order and of every draw.
+        clip_grad: Largest norm of all gradients together; 0 leaves them as they are.
     """
 
     steps: int
@@ -42,6 +70,7 @@ class TrainSettings:
     ema: float
     eval_every: int
     seed: int
+    clip_grad: float = 0.0
 
 
 # Bundled sets are small enough for a laptop; other data gets the papers' settings (FINE, arXiv 2409.19289, section 4).
@@ -69,34 +98,78 @@ def settings_of(config: Any) -> TrainSettings:
     return TrainSettings(**{name: getattr(config, name) for name in TrainSettings.__dataclass_fields__})
 
 
-def resolve_data(spec: str | None, image_size: int | None, parents: Sequence[Artifact]) -> DataInfo:
+def resolve_data(
+    config: DataFields, parents: Sequence[Artifact], image_size: int | None = None
+) -> tuple[DataInfo, dict[str, Any]]:
     """Describe the data that `--data` names: without it, that of the input artifact, else the bundled digits.
+
+    Args:
+        config: The options.
+        parents: The input artifacts.
+        image_size: The size to load at where the options name none.
+
+    Returns:
+        The data set, and the fields of `DataFields` as they are resolved.
 
     Raises:
         InputError: the data set is missing, empty or corrupt.
         UsageError: there is no such data set.
     """
     recorded = parents[0].manifest.data.get("name") if parents else None
-    chosen = spec or recorded or DEFAULT_DATA
-    source, colon, path = chosen.partition(":")
+    # How the data was read is part of what it is: who inherits the one inherits the other.
+    inherited = parents[0].manifest.config if parents and config.data is None else {}
+    chosen = config.data or recorded or DEFAULT_DATA
     # An absolute path, so that the stages that inherit the data find it from any working directory.
-    return describe(f"{source}:{os.path.abspath(path)}" if colon and path else chosen, image_size)
+    located = absolute_spec(chosen)
+    options = DataOptions(
+        resize_filter=config.resize_filter or inherited.get("resize_filter") or DEFAULT_RESIZE_FILTER,
+        flip=getattr(config, "flip", False),
+        skip_bad=bool(inherited.get("skip_bad") if config.skip_bad is None else config.skip_bad),
+    )
+    info = describe(located, config.image_size or image_size, options)
+    resolved = {
+        "data": info.name,
+        "image_size": info.image_size,
+        "resize_filter": options.resize_filter,
+        "skip_bad": options.skip_bad,
+    }
+    return info, resolved
+
+
+def data_options(config: DataFields, job: Job[Any]) -> DataOptions:
+    """Return how a resolved configuration reads its data, in a run that shows progress and may be asked to stop."""
+    return DataOptions(
+        resize_filter=config.resize_filter or DEFAULT_RESIZE_FILTER,
+        flip=getattr(config, "flip", False),
+        skip_bad=bool(config.skip_bad),
+        console=job.console,
+        check=job.stop_if_requested,
+    )
 
 
 def require_fit(artifact: Artifact, data: DataInfo) -> None:
     """Check that a model takes the images and labels of a data set.
 
     Raises:
-        InputError: it does not; the message gives both shapes.
+        InputError: it does not; the message gives both shapes, or both autoencoders.
     """
     model = read_config(artifact)
+    # Without classes of its own a model does not read labels.
     wanted = (model.channels, model.image_size, model.num_classes)
-    found = (data.channels, data.image_size, data.num_classes)
+    found = (data.channels, data.image_size, data.num_classes if model.num_classes else 0)
     if wanted != found:
         raise InputError(
-            f"{data.name} has {found[0]}x{found[1]}x{found[1]} images of {found[2]} classes",
+            f"{data.name} has {data.channels}x{data.image_size}x{data.image_size} images of {data.num_classes} classes",
             expected=f"{wanted[0]}x{wanted[1]}x{wanted[1]} images of {wanted[2]} classes, as {artifact.path} takes",
             fix=f"initialise a model for that data: finectl init --data {data.name}",
+        )
+    trained_on = artifact.manifest.data.get("vae")
+    if trained_on and data.vae and not is_same_space(trained_on, data.vae):
+        raise InputError(
+            f"{data.name} holds latents of {latent_space(data.vae)}, "
+            f"{artifact.path} works on those of {latent_space(trained_on)}",
+            expected="latents of one autoencoder, at one scale",
+            fix=f"finectl encode --vae {trained_on['name']}",
         )
 
 
@@ -106,18 +179,3 @@ def describe_settings(settings: TrainSettings) -> str:
         f"{settings.steps} steps, batch {settings.batch_size}, lr {settings.lr:g} ({settings.lr_schedule}), "
         f"EMA {settings.ema:g}"
     )
-
-
-def training_estimate(config: DiTConfig, settings: TrainSettings) -> dict[str, Any]:
-    """Estimate what training a model takes, for `--dry-run`.
-
-    Memory counts weights, gradients, two moments and the EMA in float32, and about 20 activations of the model's width
-    for each token and layer that the backward pass needs; disk counts raw and EMA weights and the resume state.
-    """
-    parameters = count_parameters(config)["total"]
-    activations = 20 * settings.batch_size * config.tokens * config.width * config.depth
-    return {
-        "parameters": parameters,
-        "memory_bytes": 4 * (5 * parameters + activations),
-        "disk_bytes": 4 * (2 + 4) * parameters,
-    }

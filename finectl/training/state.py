@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from finectl.artifacts.tensors import load_tensors, read_metadata, save_tensors
 from finectl.errors import InputError
+from finectl.training.distributed import copy_whole, like, whole
 from finectl.training.step import Ema
 
 NAME = "training.safetensors"
@@ -33,9 +34,18 @@ class Position:
 
 
 def save_state(
-    directory: Path, position: Position, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer
+    directory: Path,
+    position: Position,
+    model: nn.Module,
+    ema: Ema | None,
+    optimizer: torch.optim.Optimizer,
+    *,
+    leads: bool = True,
 ) -> None:
-    """Write everything that the next step depends on.
+    """Write everything that the next step depends on, sharded tensors put together.
+
+    Random numbers and the place in the epoch are functions of the step, so there is nothing of single processes to
+    write, and another number of them may go on. All processes call it; only the one that leads writes.
 
     Raises:
         ResourceError: the disk is full; the state saved before is intact.
@@ -45,7 +55,9 @@ def save_state(
         tensors.update({f"ema/{name}": value for name, value in ema.state_dict().items()})
     for name, slots in _optimizer_slots(model, optimizer).items():
         tensors.update({f"optimizer/{slot}/{name}": value for slot, value in slots.items()})
-    save_tensors(directory / NAME, tensors, metadata=asdict(position))
+    tensors = whole(tensors)
+    if leads:
+        save_tensors(directory / NAME, tensors, metadata=asdict(position))
 
 
 def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) -> Position:
@@ -67,9 +79,8 @@ def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: to
             expected=f"{len(shapes)} tensors of its shapes",
             fix="drop it: run the same command with --no-resume",
         )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model/{name}"])
+    for name, parameter in model.named_parameters():
+        copy_whole(parameter, tensors[f"model/{name}"])
     if ema is not None:
         prefix = "ema/"
         ema.load_state_dict({n[len(prefix) :]: value for n, value in tensors.items() if n.startswith(prefix)})
@@ -78,11 +89,12 @@ def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: to
         if name.startswith("optimizer/"):
             _, slot, parameter_name = name.split("/", 2)
             slots.setdefault(parameter_name, {})[slot] = value
+    optimizer.state.clear()
     for name, parameter in model.named_parameters():
         if name in slots:
             saved = slots[name]
             optimizer.state[parameter] = {
-                slot: value.to(parameter.device) if slot != "step" or optimizer.defaults.get("fused") else value
+                slot: like(parameter, value) if slot != "step" or optimizer.defaults.get("fused") else value
                 for slot, value in saved.items()
             }
     return Position(**saved_position)

@@ -1,15 +1,20 @@
-"""The parts of a training step that come after the gradient: optimiser and exponential moving average."""
+"""The parts of a training step that come after the gradient: learning rate, optimiser and moving average."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from finectl.diffusion.losses import Denoiser
 from finectl.errors import InputError
+from finectl.training.distributed import copy_whole, local
+from finectl.training.settings import TrainSettings
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -43,6 +48,19 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """Scale all gradients together so that their norm is at most `largest`; sharded ones count as a whole."""
+    torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], largest)
+
+
+def lr_factor(settings: TrainSettings, step: int) -> float:
+    """Return what the learning rate is multiplied by at a step: a linear rise to 1, then 1 or a half cosine to 0."""
+    warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    if settings.lr_schedule == "constant":
+        return warmup
+    return warmup * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
 class Ema:
     """An exponential moving average of parameters: shadow <- decay * shadow + (1 - decay) * parameter.
 
@@ -68,8 +86,8 @@ class Ema:
     def update(self) -> None:
         """Move the average towards the present parameters by one step; frozen parameters do not move."""
         names = [name for name, parameter in self._parameters.items() if parameter.requires_grad]
-        shadows = [self.shadow[name] for name in names]
-        values = [self._parameters[name].detach().to(self.shadow[name].dtype) for name in names]
+        shadows = [local(self.shadow[name]) for name in names]
+        values = [local(self._parameters[name].detach()).to(self.shadow[name].dtype) for name in names]
         if shadows:
             torch._foreach_lerp_(shadows, values, 1.0 - self.decay)
 
@@ -93,7 +111,7 @@ class Ema:
                     f"the saved average of {name!r} has shape {tuple(state[name].shape)}",
                     expected=f"{tuple(shadow.shape)}",
                 )
-            shadow.copy_(state[name])
+            copy_whole(shadow, state[name])
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -104,6 +122,22 @@ class Ema:
             yield
         finally:
             self._write(raw)
+
+    @contextmanager
+    def denoiser(self, model: nn.Module) -> Iterator[Denoiser]:
+        """Give `model` with the averages in place of its weights, uncompiled."""
+
+        def averaged(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            output: Tensor = torch.func.functional_call(model, self.shadow, (x, t, y))
+            return output
+
+        with torch.compiler.set_stance("force_eager"):
+            if not isinstance(model, FSDPModule):
+                yield averaged
+                return
+            with self.applied():
+                yield cast(Denoiser, model)
+                model.reshard()  # or the next forward pass would find the averages still gathered
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:

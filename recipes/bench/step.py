@@ -8,10 +8,10 @@ in an order that changes from round to round; figures are medians over the round
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import itertools
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -21,31 +21,31 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-BATCH, SIDE, CHANNELS, CLASSES, THREADS = 16, 16, 4, 1000, 2
-TIMESTEPS = 1000
-STEP_TARGETS = {"finectl fp32": 0.95, "finectl bf16": 0.45}
-LAYER_TARGETS = {
-    ("all", 1.0, 4096): 1.25,
-    ("all", 1.0, 16384): 1.08,
-    ("all", 0.5, 4096): 0.75,
-    ("all", 0.5, 16384): 0.75,
-    ("sigma", 1.0, 4096): 0.95,
-    ("sigma", 1.0, 16384): 0.95,
-    ("sigma", 0.5, 4096): 0.55,
-    ("sigma", 0.5, 16384): 0.55,
+from timing import THREADS, Step, paired_ratio, peak_flops, say
+
+CHANNELS, CLASSES, TIMESTEPS = 4, 1000, 1000
+# Batch and latent side: a step of about a second on two cores, the papers' 256 tokens on a GPU.
+SIZES = {"cpu": (16, 16), "cuda": (64, 32)}
+MODELS = {"cpu": "dit-s,dit-b", "cuda": "dit-s,dit-b,dit-l"}
+# Of the time of facebookresearch/DiT as shipped.
+TARGETS = {
+    ("cpu", "finectl fp32"): 0.95,
+    ("cpu", "finectl bf16"): 0.45,
+    ("cpu", "finectl bf16 compiled", "dit-s"): 0.39,
+    ("cpu", "finectl bf16 compiled", "dit-b"): 0.35,
+    ("cuda", "finectl bf16 compiled"): 0.5,
 }
-DIT_B_LAYERS = {"qkv": (2304, 768), "o": (768, 768), "in": (3072, 768), "out": (768, 3072)}
-
-Step = Callable[[], float]
-
-
-def say(line: str = "") -> None:
-    """Write one line to stdout at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+UTILISATION_TARGETS = {("cuda", "finectl bf16 compiled", "dit-l"): 0.45}
 
 
 # --------------------------------------------------------------------------------------------------- contestants
+
+
+def device() -> Any:
+    """Return the device that all contestants run on."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def batch() -> tuple[Any, Any]:
@@ -53,55 +53,23 @@ def batch() -> tuple[Any, Any]:
     import torch
 
     torch.manual_seed(0)
-    return torch.randn(BATCH, CHANNELS, SIDE, SIDE), torch.randint(0, CLASSES, (BATCH,))
+    images, side = SIZES[device().type]
+    x, y = torch.randn(images, CHANNELS, side, side), torch.randint(0, CLASSES, (images,))
+    return x.to(device()), y.to(device())
 
 
-def finectl_step(model_name: str, *, autocast: bool) -> Step:
+def finectl_step(model_name: str, dtype: str, *, compiled: bool) -> Step:
     """Return the step of `finectl train`, on a data set of one batch."""
-    from types import SimpleNamespace
-
-    from finectl.training.memory import tune_allocator
-
-    tune_allocator()
-    import torch
-
     from finectl.artifacts.job import Execution
-    from finectl.data.dataset import ImageSet
-    from finectl.data.sources import DataInfo
-    from finectl.diffusion.schedule import NoiseSchedule
-    from finectl.models.dit import DiT, initialize_
     from finectl.models.presets import preset
-    from finectl.training.loop import train_step
-    from finectl.training.settings import TrainSettings
-    from finectl.training.step import Ema, make_optimizer
+    from finectl.training.estimate import trial_run
+    from finectl.training.run import train_step
 
-    x, y = batch()
-    info = DataInfo("latents", "", BATCH, BATCH, 0, SIDE, CHANNELS, CLASSES, (), False)
-    data = ImageSet(info, "train", x, y)
-    config = preset(model_name, image_size=SIDE, channels=CHANNELS, num_classes=CLASSES)
-    model = initialize_(DiT(config), torch.Generator().manual_seed(0)).train()
-    settings = TrainSettings(
-        steps=10**6,
-        batch_size=BATCH,
-        lr=1e-4,
-        lr_schedule="constant",
-        warmup_steps=0,
-        weight_decay=0.0,
-        ema=0.9999,
-        eval_every=0,
-        seed=0,
-    )
-    optimizer = make_optimizer(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    ema = Ema(model.named_parameters(), settings.ema)
-    schedule = NoiseSchedule.linear(torch.device("cpu"))
-    # Of the job, a step reads the arithmetic only.
-    job: Any = SimpleNamespace(execution=Execution("cpu", "bfloat16" if autocast else "float32"))
+    images, side = SIZES[device().type]
+    config = preset(model_name, image_size=side, channels=CHANNELS, num_classes=CLASSES)
+    run = trial_run(config, Execution(device().type, dtype, compile=compiled), images)
     steps = itertools.count()
-
-    def step() -> float:
-        return train_step(job, model, data, settings, schedule, optimizer, ema, next(steps))
-
-    return step
+    return lambda: float(train_step(run, next(steps)))
 
 
 def facebook_step(model_name: str, peer: Path, *, hybrid: bool) -> Step:
@@ -118,9 +86,11 @@ def facebook_step(model_name: str, peer: Path, *, hybrid: bool) -> Step:
     from diffusion import create_diffusion  # type: ignore[import-not-found]
     from models import DiT_models  # type: ignore[import-not-found]
 
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as its train.py does
     torch.manual_seed(0)
     size = model_name.partition("/")[0].removeprefix("dit-").upper()
-    model = DiT_models[f"DiT-{size}/2"](input_size=SIDE, num_classes=CLASSES, learn_sigma=hybrid)
+    side = SIZES[device().type][1]
+    model = DiT_models[f"DiT-{size}/2"](input_size=side, num_classes=CLASSES, learn_sigma=hybrid).to(device())
     average = deepcopy(model).requires_grad_(False)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)
@@ -129,7 +99,7 @@ def facebook_step(model_name: str, peer: Path, *, hybrid: bool) -> Step:
     alpha_bar = schedule()
 
     def loss_of() -> Any:
-        t = torch.randint(0, TIMESTEPS, (BATCH,))
+        t = torch.randint(0, TIMESTEPS, y.shape, device=device())
         if hybrid:
             return diffusion.training_losses(model, x, t, {"y": y})["loss"].mean()
         noise = torch.randn_like(x)
@@ -157,25 +127,26 @@ def diffusers_step(model_name: str) -> Step:
 
     from finectl.models.presets import preset
 
-    config = preset(model_name, image_size=SIDE, channels=CHANNELS, num_classes=CLASSES)
+    side = SIZES[device().type][1]
+    config = preset(model_name, image_size=side, channels=CHANNELS, num_classes=CLASSES)
     model = DiTTransformer2DModel(
         num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,
         in_channels=CHANNELS,
         num_layers=config.depth,
-        sample_size=SIDE,
+        sample_size=side,
         patch_size=config.patch_size,
         num_embeds_ada_norm=CLASSES,
         norm_eps=1e-6,
     )
-    model.train()
+    model.to(device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)
     ema = EMAModel(model.parameters(), decay=0.9999)
     scheduler = DDPMScheduler(TIMESTEPS)
     x, y = batch()
 
     def step() -> float:
-        t = torch.randint(0, TIMESTEPS, (BATCH,))
+        t = torch.randint(0, TIMESTEPS, y.shape, device=device())
         noise = torch.randn_like(x)
         noisy = scheduler.add_noise(x, noise, t)
         loss = torch.nn.functional.mse_loss(model(noisy, timestep=t, class_labels=y).sample, noise)
@@ -192,7 +163,7 @@ def schedule() -> Any:
     """Return the linear schedule's cumulative products of 1 - beta, (1000,)."""
     import torch
 
-    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMESTEPS), 0)
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMESTEPS), 0).to(device())
 
 
 def add_noise(x: Any, noise: Any, alpha_bar: Any) -> Any:
@@ -208,8 +179,11 @@ def contestants(peer: Path | None) -> dict[str, Callable[[str], Step]]:
         table["facebookresearch/DiT as shipped"] = lambda model: facebook_step(model, peer, hybrid=True)
         table["facebookresearch/DiT MSE only"] = lambda model: facebook_step(model, peer, hybrid=False)
     table["diffusers"] = diffusers_step
-    table["finectl fp32"] = lambda model: finectl_step(model, autocast=False)
-    table["finectl bf16"] = lambda model: finectl_step(model, autocast=True)
+    for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16")):
+        for compiled in (False, True):
+            table[f"finectl {name}{' compiled' * compiled}"] = functools.partial(
+                finectl_step, dtype=dtype, compiled=compiled
+            )
     return table
 
 
@@ -233,7 +207,7 @@ def serve(contestant: str, model: str, peer: Path | None) -> None:
             torch.set_num_threads(THREADS)
             step = make(model)
         start = time.perf_counter()
-        loss = step()
+        loss = step()  # a number, so the device has finished
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         answers.write(json.dumps({"seconds": seconds, "loss": loss, "peak_mib": peak}) + "\n")
@@ -284,115 +258,55 @@ def bench_steps(model: str, peer: Path | None, rounds: int, warmup: int) -> list
     finally:
         for worker in workers.values():
             worker.close()
-    peers = [name for name in names if not name.startswith("finectl") and "MSE only" not in name]
-    say(f"\n{model}: batch {BATCH}, {SIDE}x{SIDE}x{CHANNELS}, {CLASSES} classes, {THREADS} threads, {rounds} rounds")
-    say(f"{'contestant':34} {'median ms':>10} {'min ms':>8} {'peak MiB':>9}  ratio to each peer (median of rounds)")
-    rows = []
-    for name, worker in workers.items():
-        ratios = {other: paired_ratio(worker.times, workers[other].times) for other in peers if other != name}
-        worst = max(ratios.values(), default=math.nan)
-        target = STEP_TARGETS.get(name)
-        verdict = "" if target is None else f"  target {target}: {'reached' if worst <= target else 'MISSED'}"
-        shown = "  ".join(f"{ratio:.3f} ({other.split()[0]})" for other, ratio in ratios.items())
-        median, least = statistics.median(worker.times) * 1e3, min(worker.times) * 1e3
-        say(f"{name:34} {median:10.0f} {least:8.0f} {worker.last['peak_mib']:9.0f}  {shown}{verdict}")
-        rows.append({"model": model, "contestant": name, "median_ms": median, "min_ms": least, "ratios": ratios})
-    return rows
+    return [report(model, name, workers, names) for name in print_header(model, names, rounds)]
 
 
-def paired_ratio(times: list[float], others: list[float]) -> float:
-    """Return the median over the rounds of the ratio within a round: slow spells of the machine hit both."""
-    return statistics.median(mine / other for mine, other in zip(times, others, strict=True))
+def print_header(model: str, names: list[str], rounds: int) -> list[str]:
+    """Print what was timed and the table's columns."""
+    images, side = SIZES[device().type]
+    say(f"\n{model}: batch {images}, {side}x{side}x{CHANNELS}, {CLASSES} classes, {device()}, {rounds} rounds")
+    say(f"{'contestant':34} {'median ms':>10} {'steps/s':>8} {'images/s':>9} {'use':>6}  ratio to each peer")
+    return names
 
 
-# ------------------------------------------------------------------------------------------- factorised layers
+def report(model: str, name: str, workers: dict[str, Worker], names: list[str]) -> dict[str, Any]:
+    """Print one contestant's row: time, throughput, model FLOP utilisation, and ratios within the rounds."""
+    peers = [other for other in names if not other.startswith("finectl") and "MSE only" not in other]
+    times = workers[name].times
+    median_s = statistics.median(times)
+    images, side = SIZES[device().type]
+    ratios = {other: paired_ratio(times, workers[other].times) for other in peers if other != name}
+    use = 3 * images * model_flops(model, side) / median_s / peak("bf16" if "bf16" in name else "fp32")
+    shown = "  ".join(f"{ratio:.3f} ({other.split()[0]})" for other, ratio in ratios.items())
+    verdict = ""
+    kind = device().type
+    target = TARGETS.get((kind, name, model), TARGETS.get((kind, name)))
+    if target is not None and ratios:
+        verdict = f"  target {target}: {'reached' if next(iter(ratios.values())) <= target else 'MISSED'}"
+    wanted = UTILISATION_TARGETS.get((kind, name, model))
+    if wanted is not None:
+        verdict += f"  utilisation {wanted:.0%}: {'reached' if use >= wanted else 'MISSED'}"
+    say(f"{name:34} {median_s * 1e3:10.0f} {1 / median_s:8.2f} {images / median_s:9.1f} {use:6.1%}  {shown}{verdict}")
+    return {"model": model, "contestant": name, "median_ms": median_s * 1e3, "utilisation": use, "ratios": ratios}
 
 
-def layer_pass(layer: Any, tokens: int, inputs: int) -> Step:
-    """Return a timed forward and backward of one layer, with a gradient for its input."""
+def model_flops(model: str, side: int) -> int:
+    """Return the floating-point operations of one image's forward pass."""
+    from finectl.models.presets import preset
+    from finectl.training.estimate import forward_flops
+
+    return forward_flops(preset(model, image_size=side, channels=CHANNELS, num_classes=CLASSES))
+
+
+@functools.lru_cache
+def peak(arithmetic: str) -> float:
+    """Return what utilisation is a share of, and say once where it is from."""
     import torch
 
-    x = torch.randn(tokens, inputs, requires_grad=True)
-
-    def run() -> float:
-        start = time.perf_counter()
-        y = layer(x)
-        # The gradient's values do not matter for time; the output's own buffer saves memory.
-        y.backward(y.detach())
-        seconds = time.perf_counter() - start
-        layer.zero_grad(set_to_none=True)
-        x.grad = None
-        return seconds
-
-    return run
-
-
-def factorised_layer(outputs: int, inputs: int, rank: int, trained: str) -> Any:
-    """Return a factorised layer with random factors, all trained or sigma only."""
-    import torch
-
-    from finectl.models.factorized import FactorizedLinear, SharedFactors, random_sigma, unit_columns
-
-    generator = torch.Generator().manual_seed(0)
-    shared = SharedFactors(outputs, inputs, rank)
-    layer = FactorizedLinear(shared)
-    with torch.no_grad():
-        shared.U.copy_(unit_columns(outputs, rank, generator))
-        shared.V.copy_(unit_columns(inputs, rank, generator))
-        layer.sigma.copy_(random_sigma(rank, outputs, inputs, rank, generator))
-    shared.requires_grad_(trained == "all")
-    return layer
-
-
-def bench_layers(rounds: int) -> list[dict[str, Any]]:
-    """Time the factorised layers of a DiT-B beside its dense ones and print the table."""
-    import torch
-
-    from finectl.training.memory import tune_allocator
-
-    tune_allocator()
     torch.set_num_threads(THREADS)
-    rows = []
-    say(f"\ndit-b layers qkv, o, in, out: forward + backward, fp32, {THREADS} threads, {rounds} rounds")
-    say(f"{'trained':8} {'rank':>6} {'tokens':>7} {'dense ms':>9} {'ms':>7} {'ratio':>6}   by layer")
-    for tokens in (4096, 16384):
-        for trained in ("all", "sigma"):
-            for fraction in (1.0, 0.5):
-                rows.append(bench_layer_group(tokens, trained, fraction, rounds))
-    return rows
-
-
-def bench_layer_group(tokens: int, trained: str, fraction: float, rounds: int) -> dict[str, Any]:
-    """Time the four layers at one rank, one number of tokens and one choice of trained factors; print one row."""
-    import torch
-
-    rank = int(768 * fraction)
-    dense_times: dict[str, list[float]] = {kind: [] for kind in DIT_B_LAYERS}
-    our_times: dict[str, list[float]] = {kind: [] for kind in DIT_B_LAYERS}
-    ways = {}
-    for kind, (outputs, inputs) in DIT_B_LAYERS.items():
-        layer = factorised_layer(outputs, inputs, rank, trained)
-        dense = layer_pass(torch.nn.Linear(inputs, outputs), tokens, inputs)
-        ours = layer_pass(layer, tokens, inputs)
-        ways[kind] = layer.choose(torch.empty(tokens, inputs, requires_grad=True))
-        dense()
-        ours()
-        for index in range(rounds):
-            pair = [(dense, dense_times), (ours, our_times)]
-            for run, store in pair if index % 2 else pair[::-1]:
-                store[kind].append(run())
-    dense_sums = [sum(times) for times in zip(*dense_times.values(), strict=True)]
-    our_sums = [sum(times) for times in zip(*our_times.values(), strict=True)]
-    ratio, target = paired_ratio(our_sums, dense_sums), LAYER_TARGETS[trained, fraction, tokens]
-    by_kind = {kind: paired_ratio(our_times[kind], dense_times[kind]) for kind in ways}
-    parts = " ".join(f"{kind} {value:.2f}({ways[kind][:3]})" for kind, value in by_kind.items())
-    dense_ms, our_ms = statistics.median(dense_sums) * 1e3, statistics.median(our_sums) * 1e3
-    verdict = "reached" if ratio <= target else "MISSED"
-    say(
-        f"{trained:8} {rank:>6} {tokens:>7} {dense_ms:9.0f} {our_ms:7.0f} {ratio:6.3f}   {parts}  "
-        f"target {target}: {verdict}"
-    )
-    return {"trained": trained, "rank": rank, "tokens": tokens, "dense_ms": dense_ms, "ms": our_ms, "ratio": ratio}
+    flops, source = peak_flops(device(), torch.bfloat16 if arithmetic == "bf16" else torch.float32)
+    say(f"(use: of {flops / 1e12:.2f} TFLOP/s in {arithmetic}: {source})")
+    return flops
 
 
 # --------------------------------------------------------------------------------------------------------- main
@@ -408,7 +322,7 @@ def parse() -> argparse.Namespace:
         "It is under CC-BY-NC 4.0: run it, do not copy it. Without --peer-dit only diffusers is compared.",
     )
     parser.add_argument("--peer-dit", type=Path, help="a checkout of facebookresearch/DiT (needs timm)")
-    parser.add_argument("--models", default="dit-s,dit-b", help="presets, separated by commas (default: %(default)s)")
+    parser.add_argument("--models", help="presets, separated by commas (default: dit-s,dit-b; on a GPU dit-l too)")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps of each (default: %(default)s)")
     parser.add_argument("--only", choices=("steps", "layers"), help="run one half of the comparison")
@@ -427,9 +341,11 @@ def main() -> None:
         raise SystemExit(f"{options.peer_dit} is no checkout of facebookresearch/DiT: it has no models.py (see --help)")
     rows: list[dict[str, Any]] = []
     if options.only != "layers":
-        for model in options.models.split(","):
+        for model in (options.models or MODELS[device().type]).split(","):
             rows += bench_steps(model, options.peer_dit and options.peer_dit.resolve(), options.rounds, options.warmup)
     if options.only != "steps":
+        from layers import bench_layers
+
         rows += bench_layers(options.rounds)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from finectl.data import digits, photos, sources
 from finectl.data.dataset import ImageSet, load
-from finectl.data.sources import DataInfo, describe, heldout_size, split_indices
+from finectl.data.sources import DataInfo, DataOptions, absolute_spec, describe, heldout_size, split_indices
 from finectl.errors import InputError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,12 +27,12 @@ def test_describing_a_bundled_set_imports_nothing_heavy() -> None:
     code = """
 import sys
 from finectl.data.sources import SOURCES, describe
-print(list(SOURCES), describe("digits").count, describe("photos").count)
+print(list(SOURCES)[:5], describe("digits").count, describe("photos").count)
 print(sorted({"torch", "numpy", "PIL", "sklearn", "skimage", "scipy"} & set(sys.modules)))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert out.stdout.splitlines() == ["['digits', 'photos', 'folder'] 1797 1026", "[]"]
+    assert out.stdout.splitlines() == ["['digits', 'photos', 'folder', 'latents', 'hf'] 1797 1026", "[]"]
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
@@ -78,11 +79,11 @@ def test_photo_tiles_are_cut_row_by_row() -> None:
 
     info = describe("photos", image_size=64)
     pixels = np.asarray(Image.open(photos.data_folder() / "astronaut.png"))
-    images, labels = photos.load_images("", info, [0, 1, 8, 63, 64])
-    for image, (top, left) in zip(images, [(0, 0), (0, 64), (64, 0), (448, 448)], strict=False):
-        expected = torch.tensor(pixels[top : top + 64, left : left + 64]).permute(2, 0, 1)
-        assert torch.equal(((image + 1) * 127.5).round().to(torch.uint8), expected)
-    assert labels.tolist() == [0, 0, 0, 0, 1]
+    store = photos.open_images("", info, DataOptions())
+    chosen = torch.tensor([0, 1, 8, 63, 64])
+    for image, (top, left) in zip(store.read(chosen), [(0, 0), (0, 64), (64, 0), (448, 448)], strict=False):
+        assert torch.equal(image, torch.tensor(pixels[top : top + 64, left : left + 64]).permute(2, 0, 1))
+    assert store.labels[chosen].tolist() == [0, 0, 0, 0, 1]
 
 
 @needs_skimage
@@ -113,6 +114,22 @@ def test_heldout_size(count: int, expected: int) -> None:
     assert heldout_size(count) == expected
 
 
+def test_of_a_large_set_ten_thousand_images_are_held_out() -> None:
+    assert [heldout_size(count) for count in (49_999, 50_000, 50_003, 1_281_167)] == [10_000] * 4
+    assert heldout_size(49_990) == 9_998
+    start_s = time.perf_counter()
+    train, heldout = split_indices("ef" * 32, 1_281_167)
+    assert time.perf_counter() - start_s < 15  # two to three seconds on one core
+    assert (len(train), len(heldout), len({*train, *heldout})) == (1_271_167, 10_000, 1_281_167)
+
+
+def test_the_first_of_the_ranking_are_held_out() -> None:
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(f"{'ab' * 32}:{index}".encode()).digest()
+
+    assert split_indices("ab" * 32, 60)[1] == sorted(sorted(range(60), key=rank)[:12])
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -120,6 +137,8 @@ def test_heldout_size(count: int, expected: int) -> None:
         ("digits:x", "takes nothing after"),
         ("folder", "names no folder"),
         ("folder:", "names no folder"),
+        ("latents", "names no latents"),
+        ("hf:", "names no data set"),
     ],
 )
 def test_wrong_specifications_are_refused(spec: str, message: str) -> None:
@@ -131,6 +150,25 @@ def test_a_bare_folder_is_told_its_prefix(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         describe(str(tmp_path))
     assert caught.value.fix == f"--data folder:{tmp_path}"
+
+
+def test_a_bare_zip_file_is_told_its_prefix(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").write_bytes(b"")
+    with pytest.raises(UsageError, match="is a zip file") as caught:
+        describe(str(tmp_path / "images.zip"))
+    assert caught.value.fix == f"--data folder:{tmp_path / 'images.zip'}"
+
+
+def test_a_specification_is_made_independent_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table").mkdir()
+    assert absolute_spec("digits") == "digits"
+    assert absolute_spec("folder:x/../y") == f"folder:{tmp_path}/y"
+    assert absolute_spec("latents:z") == f"latents:{tmp_path}/z"
+    assert absolute_spec("hf:owner/name,split=test") == "hf:owner/name,split=test"
+    assert absolute_spec("hf:table,split=test") == f"hf:{tmp_path}/table,split=test"
 
 
 def test_impossible_sizes_and_splits_are_refused() -> None:
@@ -176,7 +214,7 @@ def test_digits_of_another_count_are_refused(tmp_path: Path, monkeypatch: pytest
 def labelled(labels: list[int]) -> ImageSet:
     info = DataInfo("x", "0" * 64, len(labels), len(labels), 0, 1, 1, 3, ("a", "b", "c"), False)
     images = torch.arange(len(labels), dtype=torch.float32).reshape(-1, 1, 1, 1)
-    return ImageSet(info, "train", images, torch.tensor(labels))
+    return ImageSet.in_memory(info, "train", images, torch.tensor(labels))
 
 
 def test_subset_is_balanced_fixed_and_nested() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from finectl.data.dataset import load
 from finectl.data.folder import image_files
-from finectl.data.sources import DataInfo, describe, split_indices
+from finectl.data.sources import DataInfo, DataOptions, describe, split_indices
 from finectl.errors import InputError, UsageError
 
 
@@ -125,7 +125,7 @@ def test_shrinking_averages_instead_of_aliasing(tmp_path: Path) -> None:
         Image.fromarray(checks).save(tmp_path / name)
     inner = load(f"folder:{tmp_path}", image_size=8).images[..., 1:-1, 1:-1]
     assert inner.abs().max() < 0.05
-    aliased = load(f"folder:{tmp_path}", image_size=8, resize_filter="nearest").images
+    aliased = load(f"folder:{tmp_path}", image_size=8, options=DataOptions("nearest")).images
     assert aliased.abs().min() > 0.99
 
 
@@ -236,4 +236,4 @@ def test_a_single_image_has_no_heldout_split(tmp_path: Path) -> None:
 
 def test_unknown_filter_is_refused(classes: Path) -> None:
     with pytest.raises(UsageError, match="unknown resize filter 'sinc'"):
-        describe(f"folder:{classes}", resize_filter="sinc")
+        describe(f"folder:{classes}", options=DataOptions("sinc"))

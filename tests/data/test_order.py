@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +63,30 @@ def test_impossible_requests_are_refused() -> None:
         batch_indices(4, 0, 0, seed=0)
     with pytest.raises(UsageError, match="step -1"):
         batch_indices(4, 1, -1, seed=0)
+
+
+def test_the_order_does_not_depend_on_how_a_batch_is_sliced() -> None:
+    """Ranks and accumulation take slices of the global batch: put together they are that batch."""
+    count, batch = 37, 12
+    for step in range(7):
+        whole = batch_indices(count, batch, step, seed=9)
+        for pieces in (1, 2, 3, 4, 6):
+            size = batch // pieces
+            parts = [batch_indices(count, size, step * pieces + piece, seed=9) for piece in range(pieces)]
+            assert torch.equal(torch.cat(parts), whole)
+            ranks = [whole[rank::pieces] for rank in range(pieces)]
+            assert torch.equal(torch.stack(ranks, 1).flatten(), whole)
+
+
+def test_the_order_of_a_large_set_is_made_once_an_epoch() -> None:
+    count, batch = 1_281_167, 256
+    batch_indices(count, batch, 0, seed=0)
+    made = epoch_permutation.cache_info().misses
+    start_s = time.perf_counter()
+    for step in range(count // batch - 300, count // batch + 300):  # across the end of an epoch
+        batch_indices(count, batch, step, seed=0)
+    assert epoch_permutation.cache_info().misses == made + 1
+    assert time.perf_counter() - start_s < 3
 
 
 EXPECTED = [2, 9, 3, 8, 6, 8, 4, 3, 9, 0, 5, 1]

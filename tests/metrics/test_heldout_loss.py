@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from finectl.data.dataset import ImageSet, load
+from finectl.data.dataset import ImageSet, MemoryStore, load
+from finectl.diffusion.random import generator_for
 from finectl.metrics.heldout_loss import heldout_evaluator, heldout_loss
 
 
@@ -26,7 +27,7 @@ def test_a_model_that_predicts_nothing_has_the_variance_of_the_noise(digits: Ima
 
 
 def test_a_model_that_knows_the_image_has_no_loss(digits: ImageSet) -> None:
-    one = replace(digits, images=digits.images[:1], labels=digits.labels[:1])
+    one = replace(digits, indices=digits.indices[:1])
 
     def oracle(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         from finectl.diffusion.schedule import NoiseSchedule, at_images
@@ -67,7 +68,7 @@ def test_timesteps_are_stratified_and_ranges_cover_them(digits: ImageSet) -> Non
 
 def test_the_interval_holds_the_value_and_shrinks_with_more_images(digits: ImageSet) -> None:
     whole = heldout_loss(zero, digits, draws=4).summary()
-    few = replace(digits, images=digits.images[:40], labels=digits.labels[:40])
+    few = replace(digits, indices=digits.indices[:40])
     part = heldout_loss(zero, few, draws=4).summary()
     for summary in (whole, part):
         low, high = summary["interval"]
@@ -81,3 +82,59 @@ def test_a_learned_variance_does_not_count(digits: ImageSet) -> None:
 
     assert heldout_loss(with_variance, digits, draws=2).mean == heldout_loss(zero, digits, draws=2).mean
     assert heldout_evaluator(digits)(zero) == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_draws_of_a_small_set_are_those_of_earlier_versions(digits: ImageSet) -> None:
+    measured = heldout_loss(zero, digits, draws=2)
+    for draw in range(2):
+        random = generator_for("heldout", 0, draw)
+        part = torch.rand(len(digits), generator=random)
+        noise = torch.randn((len(digits), *digits.shape), generator=random)
+        assert torch.equal(measured.timesteps[draw], ((draw + part) / 2 * 1000).long())
+        torch.testing.assert_close(measured.losses[draw], noise.square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_large_set_is_read_and_drawn_by_parts(
+    sampled: bool, digits: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finectl.metrics.heldout_loss.CHUNK_IMAGES", 50)
+    sizes: list[int] = []
+
+    class Parts(MemoryStore):
+        def read(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
+            sizes.append(len(indices))
+            return super().read(indices, flips)
+
+        def transform(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+            assert (noise is not None) == sampled
+            return super().transform(raw) + (0 if noise is None else noise)
+
+    store = digits.store
+    assert isinstance(store, MemoryStore)
+    data = replace(digits, store=Parts(store.images, store.labels, store.largest, sampled))
+    seen: list[Tensor] = []
+
+    def record(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return torch.zeros_like(x)
+
+    first = heldout_loss(record, data, draws=2, batch_size=7)
+    assert max(sizes) == 7
+    again = heldout_loss(record, data, draws=2, batch_size=1000)
+    assert max(sizes) == 50
+    torch.testing.assert_close(first.losses, again.losses)
+    assert torch.equal(torch.cat(seen)[: 2 * 359], torch.cat(seen)[2 * 359 :])
+    assert len(first.losses.unique()) == 2 * 359  # no two parts or draws have the same noise
+
+
+def test_training_looks_at_a_part_of_a_large_set(digits: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finectl.metrics.heldout_loss.TRAINING_IMAGES", 100)
+    labels: list[Tensor] = []
+
+    def record(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        labels.append(y)
+        return torch.zeros_like(x)
+
+    heldout_evaluator(digits, draws=1)(record)
+    assert torch.cat(labels).bincount().tolist() == [10] * 10

@@ -17,7 +17,7 @@ from finectl.data.dataset import ImageSet, load
 from finectl.diffusion.random import generator_for
 from finectl.models.dit import DiT, initialize_
 from finectl.models.presets import DiTConfig, FactorConfig
-from finectl.training.loop import Trained, fit
+from finectl.training.loop import Trained, fit, plain_loss
 from finectl.training.settings import TrainSettings
 
 CONFIG = DiTConfig(16, 2, 2, 4, 8, 1, 10, factorized=FactorConfig(("qkv", "out"), 8))
@@ -61,11 +61,13 @@ def images() -> ImageSet:
     return load("digits", "train").subset(40, 0)
 
 
-def job(directory: Path, stop_after: int = 0, save_every: int = 0, dtype: str = "float32") -> Job[Any]:
+def job(
+    directory: Path, stop_after: int = 0, save_every: int = 0, dtype: str = "float32", **execution: Any
+) -> Job[Any]:
     state = directory / "state"
     state.mkdir(parents=True, exist_ok=True)
     return Job(
-        None, Execution("cpu", dtype, save_every), (), directory, state,
+        None, Execution("cpu", dtype, save_every, **execution), (), directory, state,
         Console(stream=io.StringIO()), StopAfter(stop_after), Workspace(directory),  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -79,13 +81,15 @@ def run(
     dtype: str = "float32",
     data: ImageSet | None = None,
     groups: Callable[[DiT], list[dict[str, Any]]] | None = None,
+    execution: dict[str, Any] | None = None,
+    loss: Any = plain_loss,
     **changed: Any,
 ) -> Trained:
     """Train from the same start every time."""
     net = start or model()
     return fit(
-        job(directory, stop_after, save_every, dtype), net, data or images(), settings(**changed),
-        heldout=heldout, groups=groups(net) if groups else None,
+        job(directory, stop_after, save_every, dtype, **(execution or {})), net, data or images(), settings(**changed),
+        heldout=heldout, groups=groups(net) if groups else None, loss=loss,
     )  # fmt: skip
 
 

@@ -16,15 +16,16 @@ from finectl.diffusion.random import generator_for
 from finectl.errors import InputError, UsageError
 from finectl.models.presets import preset
 from finectl.training.device import arithmetic, resolve_device
+from finectl.training.estimate import training_estimate
 from finectl.training.log import Log, read_log
 from finectl.training.settings import (
     PAPER,
     SMALL,
+    DataFields,
     describe_settings,
     resolve_data,
     resolve_settings,
     settings_of,
-    training_estimate,
 )
 
 
@@ -98,14 +99,17 @@ def test_the_estimate_grows_with_what_it_counts() -> None:
 def test_data_by_default_and_by_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    assert resolve_data(None, None, ()).name == "digits"
+    def name(data: str | None) -> str:
+        return resolve_data(DataFields(data, None, None, None), ())[0].name
+
+    assert name(None) == "digits"
     (tmp_path / "pictures").mkdir()
     for index in range(3):
         Image.new("L", (4, 4), index).save(tmp_path / "pictures" / f"{index}.png")
     monkeypatch.chdir(tmp_path)
-    assert resolve_data("folder:pictures", None, ()).name == f"folder:{tmp_path / 'pictures'}"
+    assert name("folder:pictures") == f"folder:{tmp_path / 'pictures'}"
     with pytest.raises(InputError):
-        resolve_data("folder:none", None, ())
+        name("folder:none")
 
 
 def test_devices() -> None:

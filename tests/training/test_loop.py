@@ -11,6 +11,7 @@ import pytest
 import torch
 from fitting import CONFIG, images, model, run, same, settings
 
+from finectl.artifacts.tensors import read_metadata
 from finectl.data.order import batch_indices
 from finectl.diffusion.losses import denoising_loss
 from finectl.diffusion.random import generator_for
@@ -18,9 +19,10 @@ from finectl.diffusion.schedule import NoiseSchedule
 from finectl.errors import ComputationError, InputError, Interrupted
 from finectl.models.dit import DiT, drop_labels
 from finectl.training import loop
+from finectl.training import run as steps
 from finectl.training.log import read_log
-from finectl.training.loop import lr_factor
 from finectl.training.state import NAME
+from finectl.training.step import lr_factor
 
 
 def interrupted(directory: Path, *, at: int, **options: Any) -> None:
@@ -34,9 +36,9 @@ def test_ten_steps_equal_some_an_interruption_and_the_rest(at: int, tmp_path: Pa
     unbroken = run(tmp_path / "unbroken")
     interrupted(tmp_path / "broken", at=at)
     resumed = run(tmp_path / "broken")
-    assert same(resumed.model.state_dict(), unbroken.model.state_dict())
-    assert same(resumed.ema.state_dict(), unbroken.ema.state_dict())
-    assert not same(resumed.model.state_dict(), model().state_dict()), "nothing was learnt"
+    assert same(resumed.state, unbroken.state)
+    assert same(resumed.ema, unbroken.ema)
+    assert not same(resumed.state, model().state_dict()), "nothing was learnt"
     assert resumed.cost["steps"] == 10 and resumed.cost["samples"] == 80
 
 
@@ -44,7 +46,7 @@ def test_an_interruption_at_every_step(tmp_path: Path) -> None:
     unbroken = run(tmp_path / "unbroken")
     for _ in range(9):
         interrupted(tmp_path / "broken", at=1)
-    assert same(run(tmp_path / "broken").model.state_dict(), unbroken.model.state_dict())
+    assert same(run(tmp_path / "broken").state, unbroken.state)
 
 
 def test_groups_and_frozen_parameters_resume_too(tmp_path: Path) -> None:
@@ -59,21 +61,23 @@ def test_groups_and_frozen_parameters_resume_too(tmp_path: Path) -> None:
     unbroken = run(tmp_path / "unbroken", groups=groups)
     interrupted(tmp_path / "broken", at=4, groups=groups)
     resumed = run(tmp_path / "broken", groups=groups)
-    assert same(resumed.model.state_dict(), unbroken.model.state_dict())
+    assert same(resumed.state, unbroken.state)
     start = model()
     assert torch.equal(resumed.model.x_embedder.proj.weight, start.x_embedder.proj.weight)
     assert not torch.equal(resumed.model.blocks[0].attn.qkv.sigma, start.blocks[0].attn.qkv.sigma)
 
 
 def test_saving_more_often_changes_nothing(tmp_path: Path) -> None:
-    assert same(run(tmp_path / "often", save_every=1).model.state_dict(), run(tmp_path / "never").model.state_dict())
-    assert (tmp_path / "often" / "state" / NAME).is_file() and not (tmp_path / "never" / "state" / NAME).exists()
+    assert same(run(tmp_path / "often", save_every=1).state, run(tmp_path / "never").state)
+    assert (tmp_path / "often" / "state" / NAME).is_file() and read_metadata(tmp_path / "never" / "state" / NAME)[
+        "step"
+    ] == 0
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
     one, two = run(tmp_path / "1", seed=1), run(tmp_path / "2", seed=2)
-    assert not same(one.model.state_dict(), two.model.state_dict())
-    assert same(one.model.state_dict(), run(tmp_path / "3", seed=1).model.state_dict())
+    assert not same(one.state, two.state)
+    assert same(one.state, run(tmp_path / "3", seed=1).state)
 
 
 def test_the_numbers_of_the_process_do_not_matter(tmp_path: Path) -> None:
@@ -81,7 +85,7 @@ def test_the_numbers_of_the_process_do_not_matter(tmp_path: Path) -> None:
     one = run(tmp_path / "1")
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    assert same(one.model.state_dict(), run(tmp_path / "2").model.state_dict())
+    assert same(one.state, run(tmp_path / "2").state)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -102,14 +106,14 @@ def test_one_step_is_the_algorithm(tmp_path: Path) -> None:
     optimizer.step()
     for name, parameter in net.named_parameters():
         torch.testing.assert_close(dict(trained.model.named_parameters())[name], parameter)
-        torch.testing.assert_close(trained.ema.state_dict()[name], 0.9 * start[name] + 0.1 * parameter.detach())
+        torch.testing.assert_close(trained.ema[name], 0.9 * start[name] + 0.1 * parameter.detach())
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     frozen = run(tmp_path / "1", ema=1.0)
-    assert same(frozen.ema.state_dict(), dict(model().named_parameters()))
+    assert same(frozen.ema, dict(model().named_parameters()))
     at_once = run(tmp_path / "0", ema=0.0)
-    assert same(at_once.ema.state_dict(), {n: p.detach() for n, p in at_once.model.named_parameters()})
+    assert same(at_once.ema, {n: p.detach() for n, p in at_once.model.named_parameters()})
 
 
 def test_the_learning_rate_over_time() -> None:
@@ -129,10 +133,10 @@ def test_every_group_gets_the_rate_of_the_step(tmp_path: Path, monkeypatch: pyte
     seen: list[list[float]] = []
     real = loop.train_step
 
-    def watch(*arguments: Any) -> float:
-        (optimizer,) = [a for a in arguments if isinstance(a, torch.optim.Optimizer)]
-        seen.append([group["lr"] for group in optimizer.param_groups])
-        return real(*arguments)
+    def watch(of: Any, step: int) -> torch.Tensor:
+        loss = real(of, step)
+        seen.append([group["lr"] for group in of.optimizer.param_groups])
+        return loss
 
     def groups(net: DiT) -> list[dict[str, Any]]:
         first, *others = net.parameters()
@@ -148,13 +152,13 @@ def test_every_group_gets_the_rate_of_the_step(tmp_path: Path, monkeypatch: pyte
 
 def test_labels_are_dropped_with_the_models_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    real = loop.denoising_loss
+    real = steps.denoising_loss
 
     def watch(net: Any, schedule: Any, x0: Any, y: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         seen.append(y)
         return real(net, schedule, x0, y, *rest, **more)
 
-    monkeypatch.setattr(loop, "denoising_loss", watch)
+    monkeypatch.setattr(steps, "denoising_loss", watch)
     run(tmp_path / "1", steps=40, batch_size=32)
     share = float((torch.cat(seen) == 10).float().mean())
     assert 0.07 < share < 0.13
@@ -172,19 +176,53 @@ def poisoned() -> DiT:
     return net
 
 
-@pytest.mark.parametrize("save_every", [0, 1])
-def test_a_loss_that_is_not_finite(save_every: int, tmp_path: Path) -> None:
-    with pytest.raises(ComputationError, match="not finite at step 1") as caught:
-        run(tmp_path, start=poisoned(), save_every=save_every)
+def test_weights_that_are_not_finite_from_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ComputationError, match=r"final_layer\.linear\.bias is not finite") as caught:
+        run(tmp_path, start=poisoned())
     assert caught.value.exit_code == 5 and "--lr" in caught.value.fix
     assert not (tmp_path / "state" / NAME).exists(), "a ruined state was saved"
+
+
+class Poison:
+    """A loss that is not finite at one step, so many times."""
+
+    def __init__(self, at: int, times: int) -> None:
+        self.at, self.left, self.steps = at, times, []
+
+    def __call__(self, *arguments: Any, step: int) -> torch.Tensor:
+        self.steps.append(step)
+        losses = loop.plain_loss(*arguments, step=step)
+        if step == self.at and self.left:
+            self.left -= 1
+            return losses * math.nan
+        return losses
+
+
+@pytest.mark.parametrize("save_every", [0, 1, 3])
+def test_a_loss_that_is_not_finite_once_costs_one_return_to_the_last_state(save_every: int, tmp_path: Path) -> None:
+    poison = Poison(at=5, times=1)
+    trained = run(tmp_path / "1", save_every=save_every, loss=poison)
+    assert same(trained.state, run(tmp_path / "2").state)
+    back = {0: 0, 1: 5, 3: 3}[save_every]
+    assert poison.steps == [*range(6), *range(back, 10)]
+    (entry,) = [e for e in read_log(tmp_path / "1" / "log.jsonl") if "not_finite_at_step" in e]
+    assert entry["step"] == back and entry["not_finite_at_step"] == 6
+    assert entry["images_of_that_step"] == batch_indices(len(images()), 8, 5, 0).tolist()
+
+
+def test_a_loss_that_is_not_finite_twice_is_an_error_and_the_state_stays(tmp_path: Path) -> None:
+    with pytest.raises(ComputationError, match="not finite at step 6") as caught:
+        run(tmp_path, save_every=2, loss=Poison(at=5, times=2))
+    assert caught.value.exit_code == 5 and "--lr" in caught.value.fix
+    assert read_metadata(tmp_path / "state" / NAME)["step"] == 4
+    assert same(run(tmp_path).state, run(tmp_path / "unbroken").state)
 
 
 def test_a_loss_that_is_not_finite_between_two_log_entries_is_noticed(tmp_path: Path) -> None:
     """1,000 steps log every fifth; the interruption comes before the first entry."""
     with pytest.raises(ComputationError):
-        run(tmp_path, start=poisoned(), stop_after=2, steps=1000)
-    assert not (tmp_path / "state" / NAME).exists()
+        run(tmp_path, loss=Poison(at=1, times=2), stop_after=2, steps=1000)
+    assert read_metadata(tmp_path / "state" / NAME)["step"] == 0
 
 
 def test_weights_that_the_last_update_ruined_are_noticed(tmp_path: Path) -> None:
@@ -196,7 +234,7 @@ def test_weights_that_the_last_update_ruined_are_noticed(tmp_path: Path) -> None
 def test_half_precision_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
     trained = run(tmp_path / "1", dtype="bfloat16")
     assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
-    assert not same(trained.model.state_dict(), run(tmp_path / "2").model.state_dict())
+    assert not same(trained.state, run(tmp_path / "2").state)
 
 
 def test_the_log_holds_each_entry_once_whatever_happens(tmp_path: Path) -> None:
@@ -225,7 +263,7 @@ def test_the_heldout_loss_is_of_the_average(tmp_path: Path) -> None:
 
     trained = run(tmp_path, heldout=heldout)
     averaged = model()
-    averaged.load_state_dict(trained.ema.state_dict())
+    averaged.load_state_dict(trained.ema)
     torch.testing.assert_close(outputs[-1], averaged(torch.ones(1, 1, 8, 8), torch.tensor([5]), torch.tensor([1])))
     assert not torch.equal(outputs[-1], outputs[0])
 

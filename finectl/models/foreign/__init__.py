@@ -1,0 +1,1 @@
+"""Other people's checkpoints: how they are found, read, mapped onto finectl's models and written."""

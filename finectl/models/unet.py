@@ -1,0 +1,117 @@
+"""diffusers' UNets behind the interface of finectl's own networks.
+
+The parameters lie under `unet.`, with diffusers' names behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finectl.diffusion.schedule import NoiseSchedule, at_images
+from finectl.errors import InputError
+from finectl.models.unet_config import CLASSES, UNetConfig
+
+PREFIX = "unet."
+
+
+def build_network(config: UNetConfig) -> Any:
+    """Return diffusers' network of a configuration; PyTorch's own random numbers are left as they were.
+
+    Raises:
+        InputError: diffusers cannot build it.
+    """
+    import diffusers
+
+    options = {name: value for name, value in config.network.items() if not name.startswith("_")}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return getattr(diffusers, CLASSES[config.architecture])(**options)
+    except (TypeError, ValueError, NotImplementedError, AttributeError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"diffusers cannot build this {CLASSES[config.architecture]}: {reason}",
+            expected=f"options that diffusers {diffusers.__version__} knows",
+        ) from error
+
+
+class UNet(nn.Module):
+    """An unconditional or class-conditional UNet; its weights mean nothing until `load_state_dict`.
+
+    Args:
+        config: With architecture `unet2d`.
+    """
+
+    is_convolutional = True  # channels last suits it
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = build_network(config)
+        if config.sigma_data is not None:
+            kept = NoiseSchedule.of(config).alphas_cumprod
+            self.sigmas: Tensor
+            self.register_buffer("sigmas", ((1 - kept) / kept).sqrt(), persistent=False)  # (T,)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only the inputs of the blocks for the backward pass, and compute the rest again there."""
+        self.unet.enable_gradient_checkpointing()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict the noise (or another target) in a batch of noisy images.
+
+        Args:
+            x: (B, C, H, W), float.
+            t: (B,), timesteps in 0..T-1.
+            y: (B,), int64 labels; `num_classes` is the null class where there is one. Without classes they are ignored.
+
+        Returns:
+            (B, out_channels, H, W).
+        """
+        labels = y if self.config.num_classes else None
+        if self.config.sigma_data is None:
+            return self.unet(x, t, class_labels=labels).sample
+        return self._preconditioned(x, t, labels, self.config.sigma_data)
+
+    def _preconditioned(self, x: Tensor, t: Tensor, labels: Tensor | None, sigma_data: float) -> Tensor:
+        """Turn the network F of EDM into a noise prediction.
+
+        With sigma^2 = (1 - alpha_bar) / alpha_bar, the noisy image of EDM is z = x / sqrt(alpha_bar), the denoised one
+        D = c_skip z + c_out F(c_in z; ln(sigma) / 4), and the noise (z - D) / sigma.
+
+        Reference: Karras et al., arXiv 2206.00364, Eq. 7 and table 1.
+        """
+        sigma = self.sigmas[t]  # (B,), float64
+        total = (sigma.square() + sigma_data**2).sqrt()
+        z = x * at_images((1 + sigma.square()).sqrt(), x)
+        inner = self.unet(z * at_images(1 / total, x), (sigma.log() / 4).float(), class_labels=labels).sample
+        # (z - D) / sigma, with c_skip = (sigma_data / total)^2 and c_out = sigma sigma_data / total put in.
+        return z * at_images(sigma / total.square(), x) - inner * at_images(sigma_data / total, x)
+
+
+class TextUNet(nn.Module):
+    """A text-conditional UNet; its weights mean nothing until `load_state_dict`.
+
+    Args:
+        config: With architecture `unet2d-condition`.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = build_network(config)
+
+    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """Predict the noise (or another target) in a batch of noisy images.
+
+        Args:
+            x: (B, C, H, W), float.
+            t: (B,), timesteps in 0..T-1.
+            encoder_hidden_states: (B, S, E), the text encoder's output.
+
+        Returns:
+            (B, out_channels, H, W).
+        """
+        return self.unet(x, t, encoder_hidden_states=encoder_hidden_states).sample

@@ -16,13 +16,16 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Decoded images and hub downloads of the tests go here, and nothing of the user's is found.
-CACHE = tempfile.TemporaryDirectory(prefix="finectl-test-cache-")
-os.environ["XDG_CACHE_HOME"] = CACHE.name
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="finectl-test-cache-")
 
 from support import TINY_DATA, run_cli  # after the environment is set
 
 LEAST_FREE_BYTES = 2**30
 USER_VARIABLES = ("FINECTL_WORKSPACE", "FINECTL_DEBUG", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ def variational_bound(
     weight_x0 = at_images((before.sqrt() * schedule.betas / (1 - kept))[t], x0)
     weight_xt = at_images(((1 - schedule.betas).sqrt() * (1 - before) / (1 - kept))[t], x0)
     x0_predicted = (x_t - at_images((1 - kept).sqrt()[t], x0) * predicted) / at_images(kept.sqrt()[t], x0)
-    model_mean = weight_x0 * x0_predicted.clamp(-1, 1) + weight_xt * x_t
+    model_mean = weight_x0 * x0_predicted + weight_xt * x_t
     true_mean = weight_x0 * x0 + weight_xt * x_t
     divergence = gaussian_divergence(true_mean, at_images(posterior_log, x0), model_mean, model_log)
     likelihood = -discretised_log_likelihood(x0, model_mean, model_log / 2)

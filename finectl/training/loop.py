@@ -29,7 +29,7 @@ from finectl.training.distributed import (
 )
 from finectl.training.log import NAME as LOG_NAME
 from finectl.training.log import Log
-from finectl.training.previews import draw_previews
+from finectl.training.previews import draw_previews, require_previews
 from finectl.training.run import Loss, Run, plain_loss, prepare, train_step
 from finectl.training.settings import TrainSettings
 from finectl.training.state import Position, load_state, save_state
@@ -95,9 +95,12 @@ def fit(
         The model after the last update.
 
     Raises:
+        InputError: samples are to be drawn of latents whose autoencoder is gone.
         ComputationError: the loss is not finite, also after one return to the last state, or another process is gone.
         Interrupted: a signal came, or `--max-time` is over; the state is saved.
     """
+    if job.execution.sample_every:
+        require_previews(data.info)
     with lost_peers_as_errors(job.world):
         run = prepare(job, model, data, settings, groups=groups, loss=loss, sharded=job.execution.fsdp and shardable)
         with run.batches:

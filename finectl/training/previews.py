@@ -13,6 +13,7 @@ from finectl.artifacts.job import Job
 from finectl.data.images import make_grid, to_uint8
 from finectl.data.sources import DataInfo
 from finectl.diffusion.sampling import sample_images
+from finectl.models.vae import find_recorded
 from finectl.training.step import Ema
 
 FOLDER = "previews"
@@ -24,9 +25,6 @@ def draw_previews(job: Job[Any], model: Any, ema: Ema, info: DataInfo, step: int
     """Write `previews/<step>.png`: samples of the averaged weights, decoded where the model works on latents.
 
     Every process computes them, since a sharded model needs all; the one that leads writes.
-
-    Raises:
-        InputError: the data are latents, and their VAE is not where it was.
     """
     config = model.config
     device = next(model.parameters()).device
@@ -53,6 +51,16 @@ def draw_previews(job: Job[Any], model: Any, ema: Ema, info: DataInfo, step: int
     folder.mkdir(exist_ok=True)
     with staged(folder / f"{step:07d}.png") as temporary:
         make_grid(to_uint8(images).cpu(), columns=COLUMNS).save(temporary, format="png")
+
+
+def require_previews(info: DataInfo) -> None:
+    """Check before the first step that samples of these data can be drawn.
+
+    Raises:
+        InputError: the data are latents, and their autoencoder is not where it was.
+    """
+    if info.vae is not None:
+        find_recorded(info.vae, info.name)
 
 
 def _decoded(latents: Tensor, vae: Mapping[str, Any], device: torch.device) -> Tensor:

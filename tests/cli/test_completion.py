@@ -60,7 +60,7 @@ def complete(*words: str, workspace: Path | None = None) -> list[str]:
 
 
 def test_bash_completes_commands_options_and_values() -> None:
-    assert complete("con") == ["condense"]
+    assert complete("cond") == ["condense"]
     assert set(complete("")) == {*COMMANDS, "--help", "--version"}
     assert "--rank" in complete("condense", "--ra")
     assert complete("condense", "--dep") == ["--depth"]

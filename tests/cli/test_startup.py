@@ -7,9 +7,10 @@ import resource
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from support import child_environment
+from support import TINY_DATA, child_environment
 
 from finectl.cli.commands import COMMANDS
 
@@ -50,9 +51,10 @@ def test_stdin_is_read_before_anything_heavy_is_imported(command: str) -> None:
     assert modules_after(f"from finectl.cli.main import main; main(['{command}', '-'])") == []
 
 
-def test_planning_and_finding_a_finished_artifact_need_no_torch() -> None:
-    arguments = "'condense', '--depth', '2', '--dry-run', '--json'"
-    assert modules_after(f"from finectl.cli.main import main; main([{arguments}])") == []
+def test_planning_and_finding_a_finished_artifact_need_no_torch(chain: Any) -> None:
+    condense = ["condense", "--depth", "2", *map(str, TINY_DATA)]
+    for arguments in (["extract", "--dry-run"], condense, ["extract", str(chain.condensed)]):
+        assert modules_after(f"from finectl.cli.main import main; main({arguments})") == []
 
 
 def cpu_seconds(command: list[str]) -> float:

@@ -130,7 +130,7 @@ def test_the_bound_is_the_divergence_of_the_posterior_from_the_model(t: int, fra
     times = torch.tensor([t])
     x_t = SCHEDULE.add_noise(x0, noise, times)
     kept = float(SCHEDULE.alphas_cumprod[t])
-    x0_predicted = ((x_t - math.sqrt(1 - kept) * predicted) / math.sqrt(kept))
+    x0_predicted = (x_t - math.sqrt(1 - kept) * predicted) / math.sqrt(kept)
     true_mean, variance = posterior(x0, x_t, t)
     model_mean, _ = posterior(x0_predicted, x_t, t)
     share = (fraction + 1) / 2

@@ -78,10 +78,10 @@ def _run(module: str, values: dict[str, Any]) -> None:
     execution = {key: values[key] for key in Execution.__dataclass_fields__ if key in values}
     if "max_time" in values:
         save_every = values["save_every"]
-        by_steps = save_every.isdecimal()
+        by_steps = save_every.isdecimal() and int(save_every) > 0
         execution["save_every"] = int(save_every) if by_steps else 0
         execution["save_minutes"] = 0.0 if by_steps else minutes("--save-every", save_every)
-        execution["max_minutes"] = minutes("--max-time", values["max_time"]) if values["max_time"] else 0.0
+        execution["max_minutes"] = minutes("--max-time", values["max_time"]) if values["max_time"] is not None else 0.0
     config = {key: values[key] for key in stage.config.__dataclass_fields__ if key in values}
     options = RunOptions(
         workspace=values["workspace"],
@@ -135,10 +135,11 @@ def minutes(option: str, text: str) -> float:
         UsageError: it is none.
     """
     found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    if not text or found is None:
+    days, hours, mins, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    length = days * 1440 + hours * 60 + mins + seconds / 60
+    if not length:
         raise UsageError(f"{option} {text!r} is no length of time", expected="such as 90s, 55m or 3h30m")
-    days, hours, mins, seconds = (int(part or 0) for part in found.groups())
-    return days * 1440 + hours * 60 + mins + seconds / 60
+    return length
 
 
 def _require_finite(options: dict[str, Any]) -> None:

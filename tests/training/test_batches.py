@@ -1,111 +1,196 @@
-"""Batches: the same images, mirrorings and draws however they are shared, cut and read."""
+"""Batches: the same images, mirrorings and noise, however they are cut up and whoever reads them."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 from fitting import images
+from torch import Tensor
 
-from finectl.data.dataset import ImageSet
+from finectl.data.dataset import ImageSet, mirror
 from finectl.data.order import batch_indices
+from finectl.data.sources import DataInfo
 from finectl.errors import UsageError
 from finectl.training.batches import Batches, Part, share_of
 from finectl.world import World
 
-BATCH, SEED, CPU = 12, 3, torch.device("cpu")
+COUNT, BATCH, STEPS = 23, 12, 5
+CPU = torch.device("cpu")
+INFO = DataInfo("x", "f", COUNT, COUNT, 0, 4, 1, 10, (), False)
+THREADS = "finectl-read"
 
 
-class Moments:
-    """Latents of two channels: mean i, standard deviation 1, and minus i where mirrored."""
+@dataclass
+class Latents:
+    """Means and log-variances, of which training draws; reading takes a while, and who reads is noted."""
 
-    sampled = True
-    labels = torch.arange(40) % 10
+    moments: Tensor
+    labels: Tensor
+    sampled: bool = True
+    delay_s: float = 0.0
+    readers: list[str] = field(default_factory=list)
 
-    def read(self, indices: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:
-        mean = indices.float()
-        mean = mean if flips is None else torch.where(flips, -mean, mean)
-        return torch.cat([mean.view(-1, 1, 1, 1).expand(-1, 1, 8, 8), torch.zeros(len(indices), 1, 8, 8)], dim=1)
+    def read(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
+        self.readers.append(threading.current_thread().name)
+        time.sleep(self.delay_s)
+        return mirror(self.moments.index_select(0, indices), flips)
 
-    def transform(self, raw: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        return raw[:, :1] + (0 if noise is None else noise)
-
-
-def latents() -> ImageSet:
-    return ImageSet(images().info, "train", Moments(), torch.arange(40), flip=True)
-
-
-def all_parts(data: ImageSet, size: int, cut: int, workers: int, steps: range) -> list[Part]:
-    """Return what all processes together see of each step, joined in the order of the slots."""
-    joined = []
-    for step in steps:
-        parts = []
-        for rank in range(size):
-            with Batches(data, BATCH, SEED, CPU, World(rank, size), parts=cut, workers=workers) as batches:
-                parts += batches.get(step)
-        slots = [index for part in parts for index in range(part.slots.start, part.slots.stop)]
-        assert slots == list(range(BATCH))
-        x0 = torch.cat([part.x0 for part in parts])
-        joined.append(Part(slice(0, BATCH), x0, torch.cat([part.labels for part in parts])))
-    return joined
+    def transform(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        mean, variance = raw.chunk(2, 1)
+        return mean if noise is None else mean + (0.5 * variance).exp() * noise
 
 
-@pytest.mark.parametrize(("size", "cut", "workers"), [(2, 1, 0), (1, 3, 0), (5, 2, 0), (1, 1, 2), (3, 2, 1)])
-@pytest.mark.parametrize("make", [images, latents])
-def test_sharing_changes_nothing(make: Any, size: int, cut: int, workers: int) -> None:
-    data = make()
-    for one, other in zip(
-        all_parts(data, 1, 1, 0, range(5)), all_parts(data, size, cut, workers, range(5)), strict=True
-    ):
-        assert torch.equal(one.x0, other.x0) and torch.equal(one.labels, other.labels)
+def latents(delay_s: float = 0.0) -> Latents:
+    generator = torch.Generator().manual_seed(0)
+    return Latents(torch.randn(COUNT, 2, 4, 4, generator=generator), torch.arange(COUNT) % 10, delay_s=delay_s)
 
 
-def test_a_batch_is_that_of_the_order() -> None:
-    data = images()
-    with Batches(data, BATCH, SEED, CPU, World()) as batches:
-        (part,) = batches.get(4)
-    indices = batch_indices(len(data), BATCH, 4, SEED)
-    assert torch.equal(part.x0, data.images[indices]) and torch.equal(part.labels, data.labels[indices])
+def image_set(store: Any = None, flip: bool = True) -> ImageSet:
+    return ImageSet(INFO, "train", store or latents(), torch.arange(COUNT), flip=flip)
 
 
-def test_mirroring_is_drawn_anew_for_half_of_the_images() -> None:
-    data = replace(images(), flip=True)
-    with Batches(data, BATCH, SEED, CPU, World()) as batches, Batches(images(), BATCH, SEED, CPU, World()) as plain:
-        mirrored = []
-        for step in range(30):
-            one, other = batches.get(step)[0].x0, plain.get(step)[0].x0
-            is_same = (one == other).flatten(1).all(1)
-            is_mirrored = (one == other.flip(-1)).flatten(1).all(1)
-            assert bool((is_same | is_mirrored).all())
-            mirrored.append(~is_same)
-    share = float(torch.stack(mirrored).float().mean())
-    assert 0.4 < share < 0.6
-    assert not all(torch.equal(mirrored[0], other) for other in mirrored)
+def batches(rank: int = 0, size: int = 1, data: ImageSet | None = None, **options: Any) -> Batches:
+    return Batches(data or image_set(), BATCH, 7, CPU, World(rank, size), **options)
 
 
-def test_latents_are_drawn_anew_in_every_step() -> None:
-    data = replace(latents(), flip=False)
-    with Batches(data, 40, SEED, CPU, World()) as batches:
-        noise = [batches.get(step)[0].x0 - batches.indices(step).view(-1, 1, 1, 1) for step in range(3)]
-    assert not torch.allclose(noise[0], noise[1])
-    assert abs(float(torch.stack(noise).std()) - 1) < 0.05
+def together(parts: list[Part]) -> tuple[Tensor, Tensor]:
+    """Return images and labels of parts that make up a whole batch, by their places in it."""
+    ordered = sorted(parts, key=lambda part: part.slots.start)
+    covered = [slot for part in ordered for slot in range(part.slots.start, part.slots.stop)]
+    assert covered == list(range(BATCH)), "the parts are not the batch"
+    return torch.cat([part.x0 for part in ordered]), torch.cat([part.labels for part in ordered])
 
 
-def test_reading_ahead_goes_on_from_any_step_and_ends() -> None:
-    with (
-        Batches(images(), BATCH, SEED, CPU, World(), workers=2) as ahead,
-        Batches(images(), BATCH, SEED, CPU, World()) as plain,
-    ):
-        for step in (7, 8, 9, 3, 4):  # a run goes back when a loss is not finite
-            assert torch.equal(ahead.get(step)[0].x0, plain.get(step)[0].x0)
-        assert any(thread.name.startswith("finectl-read") for thread in threading.enumerate())
-    assert not any(thread.name.startswith("finectl-read") for thread in threading.enumerate())
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize(
+    ("size", "cut", "workers"), [(2, 1, 0), (1, 3, 0), (3, 2, 0), (5, 2, 0), (1, 1, 2), (4, 3, 1), (12, 1, 0)]
+)
+def test_the_slices_together_are_the_global_batch(size: int, cut: int, workers: int, pixels: bool) -> None:
+    data = replace(images(), flip=True) if pixels else image_set()
+    whole = batches(data=data)
+    ranks = [batches(rank, size, data, parts=cut, workers=workers) for rank in range(size)]
+    for step in range(STEPS):
+        parts = [part for one in ranks for part in one.get(step)]
+        assert len(parts) == size * cut
+        x0, labels = together(parts)
+        expected, expected_labels = together(whole.get(step))
+        assert torch.equal(x0, expected) and torch.equal(labels, expected_labels)
+        assert max(len(part.labels) for part in parts) - min(len(part.labels) for part in parts) <= 1
+    for one in ranks:
+        one.__exit__()
 
 
-def test_a_batch_smaller_than_its_shares() -> None:
-    with pytest.raises(UsageError, match="--batch-size 3 for 2 processes with 2 parts"):
-        Batches(images(), 3, SEED, CPU, World(0, 2), parts=2)
-    assert [share_of(7, index, 3) for index in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 7)]
+def test_a_batch_is_what_the_order_says() -> None:
+    data = image_set(flip=False)
+    one = batches(data=data)
+    for step in range(STEPS):
+        (part,) = one.get(step)
+        indices = batch_indices(COUNT, BATCH, step, 7)
+        assert torch.equal(part.labels, data.labels[indices]) and torch.equal(one.indices(step), indices)
+        assert not torch.equal(part.x0, data.store.moments[indices][:, :1]), "the mean, and no draw of it"
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
+    def stream(batch: int, seed: int, epochs: int = 3) -> list[int]:
+        steps = -(-epochs * COUNT // batch)
+        return torch.cat([batch_indices(COUNT, batch, step, seed) for step in range(steps)])[: epochs * COUNT].tolist()
+
+    reference = stream(1, 0)
+    for batch in (2, 7, COUNT, 3 * COUNT, 100):
+        assert stream(batch, 0) == reference, "the batch size changed the stream"
+    orders = [reference[first : first + COUNT] for first in (0, COUNT, 2 * COUNT)]
+    assert all(sorted(order) == list(range(COUNT)) for order in orders)
+    assert len({tuple(order) for order in [*orders, stream(1, 1)[:COUNT], stream(1, 2)[:COUNT]]}) == 5
+
+
+def test_mirroring_and_noise_are_drawn_anew_at_each_step_and_for_each_seed() -> None:
+    store = Latents(torch.zeros(COUNT, 2, 4, 4), torch.zeros(COUNT, dtype=torch.int64))
+    one, other = batches(data=image_set(store)), Batches(image_set(store), BATCH, 8, CPU, World())
+    draws = [one.get(0)[0].x0, one.get(1)[0].x0, other.get(0)[0].x0]
+    assert abs(float(torch.cat(draws).mean())) < 0.2 and abs(float(torch.cat(draws).std()) - 1) < 0.1
+    assert not any(torch.equal(draws[a], draws[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    ramp = torch.arange(4.0).expand(COUNT, 1, 4, 4)
+    store = Latents(torch.cat([ramp, torch.full_like(ramp, -100.0)], 1), torch.zeros(COUNT, dtype=torch.int64))
+    one = batches(data=image_set(store))
+    mirrored = [one.get(step)[0].x0[:, 0, 0, 0] > 1.5 for step in range(20)]
+    assert 0.35 < float(torch.cat(mirrored).float().mean()) < 0.65
+    assert len({tuple(row.tolist()) for row in mirrored}) > 15
+    never = batches(data=image_set(store, flip=False))
+    assert not any(bool((never.get(step)[0].x0[:, 0, 0, 0] > 1.5).any()) for step in range(5))
+
+
+def test_reading_ahead_gives_the_same_in_any_order_of_steps() -> None:
+    plain = batches()
+    with batches(workers=2) as ahead:
+        for step in (0, 1, 2, 7, 8, 3, 3, 4, 0):  # a run that goes on elsewhere, and one that goes back
+            x0, labels = together(ahead.get(step))
+            expected, expected_labels = together(plain.get(step))
+            assert torch.equal(x0, expected) and torch.equal(labels, expected_labels)
+
+
+def test_the_next_batches_are_read_while_one_is_used() -> None:
+    store = latents(delay_s=0.05)
+    with batches(data=image_set(store), workers=2) as ahead:
+        ahead.get(0)
+        assert all(name.startswith(THREADS) for name in store.readers), "the caller read itself"
+        time.sleep(0.3)
+        reads = len(store.readers)
+        assert reads == 3, "two are read ahead, and no more"
+        start_s = time.monotonic()
+        ahead.get(1)
+        assert time.monotonic() - start_s < 0.04, "it was not there yet"
+    store = latents()
+    batches(data=image_set(store), workers=0).get(0)
+    assert store.readers == [threading.current_thread().name]
+
+
+def test_the_threads_end_with_the_run_also_after_an_error() -> None:
+    def readers() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+
+    with pytest.raises(RuntimeError, match="inside"), batches(workers=3) as ahead:
+        ahead.get(0)
+        assert readers()
+        raise RuntimeError("inside")
+    assert readers() == []
+
+
+def test_an_error_in_a_thread_comes_out_where_the_batch_is_asked_for() -> None:
+    class Broken(Latents):
+        def read(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
+            raise OSError("the disk is gone")
+
+    broken = Broken(*(getattr(latents(), name) for name in ("moments", "labels")))
+    with pytest.raises(OSError, match="the disk is gone"), batches(data=image_set(broken), workers=2) as ahead:
+        ahead.get(0)
+
+
+def test_more_shares_than_images_are_refused() -> None:
+    with pytest.raises(UsageError, match="--batch-size 12") as caught:
+        batches(0, 4, parts=4)
+    assert "at least 16" in caught.value.expected
+    with pytest.raises(UsageError):
+        batches(0, 13)
+    assert [len(part.labels) for part in batches(0, 4, parts=3).get(0)] == [1, 1, 1]
+
+
+def test_shares_are_nearly_equal_and_cover_everything() -> None:
+    for count in (1, 7, 12, 100):
+        for parts in range(1, min(count, 9) + 1):
+            shares = [share_of(count, index, parts) for index in range(parts)]
+            assert [slot for one in shares for slot in range(one.start, one.stop)] == list(range(count))
+            sizes = [one.stop - one.start for one in shares]
+            assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+
+
+def test_images_are_in_the_range_of_pixels() -> None:
+    info = replace(INFO, image_size=2)
+    levels = torch.tensor([0, 255], dtype=torch.uint8).repeat(COUNT, 1, 2, 1)
+    data = ImageSet.in_memory(info, "train", levels, torch.zeros(COUNT, dtype=torch.int64))
+    (part,) = Batches(data, BATCH, 0, CPU, World()).get(0)
+    assert part.x0.dtype == torch.float32 and sorted(set(part.x0.flatten().tolist())) == [-1.0, 1.0]

@@ -243,9 +243,10 @@ class Worker:
         self.process.wait()
 
 
-def bench_steps(model: str, peer: Path | None, rounds: int, warmup: int) -> list[dict[str, Any]]:
-    """Time all contestants on one model and print their table."""
-    workers = {name: Worker(name, model, peer) for name in contestants(peer)}
+def bench_steps(model: str, peer: Path | None, rounds: int, warmup: int, words: list[str]) -> list[dict[str, Any]]:
+    """Time the contestants on one model, all in memory at once, and print their table."""
+    chosen = [name for name in contestants(peer) if not words or any(word in name for word in words)]
+    workers = {name: Worker(name, model, peer) for name in chosen}
     names = list(workers)
     try:
         for worker in workers.values():
@@ -323,6 +324,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--peer-dit", type=Path, help="a checkout of facebookresearch/DiT (needs timm)")
     parser.add_argument("--models", help="presets, separated by commas (default: dit-s,dit-b; on a GPU dit-l too)")
+    parser.add_argument(
+        "--contestants", default="", help="only those whose names hold one of these words, separated by commas"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps of each (default: %(default)s)")
     parser.add_argument("--only", choices=("steps", "layers"), help="run one half of the comparison")
@@ -342,7 +346,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if options.only != "layers":
         for model in (options.models or MODELS[device().type]).split(","):
-            rows += bench_steps(model, options.peer_dit and options.peer_dit.resolve(), options.rounds, options.warmup)
+            peer = options.peer_dit and options.peer_dit.resolve()
+            words = [word for word in options.contestants.split(",") if word]
+            rows += bench_steps(model, peer, options.rounds, options.warmup, words)
     if options.only != "steps":
         from layers import bench_layers
 

@@ -21,7 +21,7 @@ from ranks import (
     torchrun,
     wait_until,
 )
-from support import command_line, run_cli, whole
+from support import ROOT, command_line, run_cli, whole
 
 from finectl.artifacts.manifest import read_manifest
 from finectl.errors import EXIT_COMPUTATION, EXIT_INPUT, EXIT_USAGE
@@ -68,7 +68,7 @@ def only_error(err: str) -> str:
     """Return the one error block of a run, which shows no traceback of finectl's."""
     blocks = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(blocks) == 1, err
-    assert "finectl/" not in "".join(line for line in err.splitlines() if line.strip().startswith("File ")), err
+    assert f'File "{ROOT}/finectl/' not in err.replace("/finectl/.venv/", "/.venv/"), err
     return blocks[0]
 
 

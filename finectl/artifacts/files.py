@@ -30,6 +30,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
+def read_json_object(path: Path, *, expected: str = "", fix: str = "") -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}", expected=expected, fix=fix) from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is a {type(values).__name__}", expected="an object")
+    return values
+
+
 class staged:  # noqa: N801 - a context manager that reads like a function
     """Give a temporary name beside `path`; on a clean exit sync it and rename it to `path`, otherwise remove it.
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from finectl.artifacts.files import write_json
+from finectl.artifacts.files import read_json_object, write_json
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
 from finectl.errors import InputError, UsageError
@@ -48,13 +47,7 @@ def read_config(artifact: Artifact) -> ModelConfig:
     Raises:
         InputError: it has none, or one that this finectl does not know.
     """
-    try:
-        values = json.loads(artifact.file(CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{artifact.path / CONFIG} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{artifact.path / CONFIG} is a {type(values).__name__}", expected="an object")
-    return config_from(values)
+    return config_from(read_json_object(artifact.file(CONFIG)))
 
 
 def config_from(values: Mapping[str, Any]) -> ModelConfig:

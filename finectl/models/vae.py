@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finectl.artifacts.files import CHUNK_BYTES, sha256_json
+from finectl.artifacts.files import CHUNK_BYTES, read_json_object, sha256_json
 from finectl.artifacts.tensors import check_header, read_header
 from finectl.errors import FinectlError, InputError
 from finectl.hub import is_hub_id, local_folder
@@ -110,13 +110,7 @@ def _class_of(config: Path) -> str | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}", expected="the configuration of an autoencoder") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is a {type(values).__name__}", expected="an object")
-    return values
+    return read_json_object(path, expected="the configuration of an autoencoder")
 
 
 def _without_weights(folder: Path) -> InputError:

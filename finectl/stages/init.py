@@ -81,7 +81,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         batch_size=(config.batch_size or usual_batch) if tunes else None,
     )
     if not tunes:  # what the method does not read does not make another artifact
-        resolved = replace(resolved, sigma="random", depth_scale=0.0, tune_lr=0.0, tune_biases=False)
+        resolved = replace(resolved, sigma="random", depth_scale=0.0, tune_lr=0.0, tune_biases=False, flip=False)
     parameters = count_parameters(target)["total"]
     return Plan(
         resolved,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finectl.artifacts.files import sha256_file, sha256_json
+from finectl.artifacts.files import read_json_object, sha256_file, sha256_json
 from finectl.artifacts.manifest import NAME as MANIFEST
 from finectl.artifacts.tensors import tensor_shapes
 from finectl.errors import InputError, UsageError
@@ -270,13 +269,7 @@ def _weights(folder: Path) -> dict[str, Sequence[Path]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}", fix="copy or download it again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is a {type(values).__name__}", expected="an object")
-    return values
+    return read_json_object(path, fix="copy or download it again")
 
 
 def shapes_of(source: Source) -> dict[str, tuple[int, ...]] | None:

@@ -43,6 +43,7 @@ _finectl() {
         condense:--clip-grad) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--ema) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--eval-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        condense:--keep-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--seed) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--save-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--max-time) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
@@ -97,6 +98,7 @@ _finectl() {
         train:--clip-grad) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--ema) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--eval-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        train:--keep-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--seed) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--save-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--max-time) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
@@ -122,14 +124,30 @@ _finectl() {
         sample:--out) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         sample:--device) COMPREPLY=($(compgen -W 'auto cpu cuda' -- "$cur")); return ;;
         sample:--dtype) COMPREPLY=($(compgen -W 'auto float32 tf32 bfloat16' -- "$cur")); return ;;
-        evaluate:--metrics) COMPREPLY=($(compgen -W 'loss frechet accuracy' -- "$cur")); return ;;
+        evaluate:--metrics) COMPREPLY=($(compgen -W 'loss frechet accuracy fid fid-infinity sfid is kid precision recall density coverage fdd fd-clip clip-score l1 psnr ssim lpips' -- "$cur")); return ;;
+        evaluate:--reference) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--images) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         evaluate:--weights) COMPREPLY=($(compgen -W 'ema raw' -- "$cur")); return ;;
         evaluate:--draws) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--ranges) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         evaluate:--samples) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         evaluate:--scheduler) COMPREPLY=($(compgen -W 'ddpm ddim pndm dpm-solver++' -- "$cur")); return ;;
         evaluate:--sampling-steps) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         evaluate:--guidance) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--vae) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--features) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--features-weights) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        evaluate:--inception) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        evaluate:--clip) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--dino) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        evaluate:--lpips) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        evaluate:--fid-mode) COMPREPLY=($(compgen -W 'clean legacy_tensorflow' -- "$cur")); return ;;
+        evaluate:--features-dtype) COMPREPLY=($(compgen -W 'float32 bfloat16' -- "$cur")); return ;;
+        evaluate:--steps-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--reach) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         evaluate:--batch-size) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--workers) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        evaluate:--format) COMPREPLY=($(compgen -W 'md csv json' -- "$cur")); return ;;
         evaluate:--fail-if) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         evaluate:--seed) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         evaluate:--data) COMPREPLY=($(compgen -W 'digits photos folder: latents: hf: shape:' -- "$cur")); return ;;
@@ -161,14 +179,14 @@ _finectl() {
     esac
     case $command in
         encode) options='--help -h --vae --flip --no-flip --storage --shard-size --batch-size --data --image-size --resize-filter --skip-bad --no-skip-bad --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words="" ;;
-        condense) options='--help -h --model --depth --factorize --rank --overcomplete --sigma-sharing --learn-sigma --no-learn-sigma --frequency-divisor --sigma-lr --from --cp-weighting --cp-iterations --distill-steps --steps --data --image-size --resize-filter --skip-bad --no-skip-bad --flip --no-flip --batch-size --lr --lr-schedule --warmup-steps --weight-decay --clip-grad --ema --eval-every --seed --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words="" ;;
+        condense) options='--help -h --model --depth --factorize --rank --overcomplete --sigma-sharing --learn-sigma --no-learn-sigma --frequency-divisor --sigma-lr --from --cp-weighting --cp-iterations --distill-steps --steps --data --image-size --resize-filter --skip-bad --no-skip-bad --flip --no-flip --batch-size --lr --lr-schedule --warmup-steps --weight-decay --clip-grad --ema --eval-every --keep-every --seed --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words="" ;;
         extract) options='--help -h --weights --depths --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
         init) options='--help -h --method --depth --model --sigma --depth-scale --tune-steps --tune-samples --tune-lr --tune-biases --no-tune-biases --flip --no-flip --batch-size --seed --data --image-size --resize-filter --skip-bad --no-skip-bad --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
-        train) options='--help -h --weights --data --image-size --resize-filter --skip-bad --no-skip-bad --flip --no-flip --steps --batch-size --lr --lr-schedule --warmup-steps --weight-decay --clip-grad --ema --eval-every --seed --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
+        train) options='--help -h --weights --data --image-size --resize-filter --skip-bad --no-skip-bad --flip --no-flip --steps --batch-size --lr --lr-schedule --warmup-steps --weight-decay --clip-grad --ema --eval-every --keep-every --seed --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
         sample) options='--help -h --weights --samples --labels --scheduler --sampling-steps --guidance --vae --batch-size --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
-        evaluate) options='--help -h --metrics --weights --draws --samples --scheduler --sampling-steps --guidance --batch-size --fail-if --seed --data --image-size --resize-filter --skip-bad --no-skip-bad --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
+        evaluate) options='--help -h --metrics --reference --images --weights --draws --ranges --samples --scheduler --sampling-steps --guidance --vae --features --features-weights --inception --clip --dino --lpips --fid-mode --features-dtype --allow-few --steps-every --reach --batch-size --workers --format --fail-if --seed --data --image-size --resize-filter --skip-bad --no-skip-bad --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
         convert) options='--help -h --to --format --weights --components --vae --heads --image-size --num-classes --source-digest --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words="" ;;
-        ls) options='--help -h --workspace --json' words="latents condensed learngene model export samples evaluation" ;;
+        ls) options='--help -h --workspace --json' words="latents condensed learngene model export samples statistics evaluation" ;;
         show) options='--help -h --workspace --json' words=" $(_finectl_artifacts) latest" ;;
         verify) options='--help -h --workspace --json' words=" $(_finectl_artifacts) latest" ;;
         doctor) options='--help -h --workspace --json' words="" ;;

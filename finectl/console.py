@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
 from finectl.errors import FinectlError
 
 PLAIN_INTERVAL_S = 30.0
+TABLE_EDGES = 4  # what rich draws around the first column: two borders, two spaces
+COLUMN_EDGES = 3
 
 
 class Console:
@@ -62,22 +64,54 @@ class Console:
         self.stream.write("\n".join(lines) + "\n")
         self.stream.flush()
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Write a table: drawn by rich on a terminal, aligned plain text elsewhere. The first column is text."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        best: Collection[tuple[int, int]] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Write a table: drawn by rich on a terminal, aligned plain text elsewhere. The first column is text.
+
+        Args:
+            title: The line above it.
+            columns: Titles of the columns.
+            rows: Cells; nothing in them is markup.
+            best: (row, column) of the cells in bold.
+            notes: Lines below it.
+        """
         if self.quiet:
             return
-        if not self.is_terminal:
-            self.line(f"{title}\n{format_table(columns, rows)}")
-            return
+        if self.is_terminal:
+            self._draw_table(title, columns, rows, best)
+        else:
+            self.line(f"{title}\n{format_table(columns, marked(rows, best))}")
+        for note in notes:
+            self.line(f"  {note}")
+
+    def _draw_table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], best: Collection[tuple[int, int]]
+    ) -> None:
+        """Draw a table; where the terminal is too narrow, as several below one another, each with the first column."""
         from rich.console import Console as RichConsole
         from rich.table import Table
+        from rich.text import Text
 
-        drawn = Table(title=title, title_justify="left")
-        for index, column in enumerate(columns):
-            drawn.add_column(column, justify="left" if index == 0 else "right")
-        for row in rows:
-            drawn.add_row(*row)
-        RichConsole(file=self.stream).print(drawn)
+        terminal = RichConsole(file=self.stream)
+        first, *widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        first = min(first, terminal.width // 2)
+        for number, part in enumerate(_fitting(widths, terminal.width - first - TABLE_EDGES)):
+            drawn = Table(title=Text(title) if number == 0 else None, title_justify="left")
+            drawn.add_column(Text(columns[0]), justify="left", overflow="fold")
+            for index in part:
+                drawn.add_column(
+                    Text(columns[index]), justify="right", min_width=min(widths[index - 1], terminal.width)
+                )
+            for place, row in enumerate(rows):
+                shown = [0, *part]
+                drawn.add_row(*(Text(row[index], style="bold" if (place, index) in best else "") for index in shown))
+            terminal.print(drawn)
 
     def progress(self, stage: str, total: int, unit: str = "step", done: int = 0) -> Progress:
         """Return the progress of `total` units of work, `done` of which an earlier run did already."""
@@ -174,6 +208,27 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
     return "\n".join([line(columns), rule, *(line(row) for row in rows)])
+
+
+def marked(rows: Sequence[Sequence[str]], best: Collection[tuple[int, int]]) -> list[list[str]]:
+    """Return the cells of a table with those of `best`, (row, column), in Markdown's bold."""
+    return [
+        [f"**{cell}**" if (place, index) in best else cell for index, cell in enumerate(row)]
+        for place, row in enumerate(rows)
+    ]
+
+
+def _fitting(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Divide columns 1, 2, ... into runs that fit into `room` characters; a column too wide for it stands alone."""
+    parts: list[list[int]] = [[]]
+    left = room
+    for index, width in enumerate(widths, start=1):
+        left -= width + COLUMN_EDGES
+        if left < 0 and parts[-1]:
+            parts.append([])
+            left = room - width - COLUMN_EDGES
+        parts[-1].append(index)
+    return parts
 
 
 def _plain(value: Any) -> str:

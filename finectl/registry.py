@@ -10,7 +10,7 @@ import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from finectl.errors import UsageError
 
@@ -23,7 +23,10 @@ class Entry:
     help: str
 
 
-class Registry(Mapping[str, Entry]):
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Mapping[str, E]):
     """A named table of `Entry`, loaded on use.
 
     Args:
@@ -31,11 +34,11 @@ class Registry(Mapping[str, Entry]):
         entries: Name to entry, in the order in which help lists them.
     """
 
-    def __init__(self, what: str, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, what: str, entries: Mapping[str, E]) -> None:
         self.what = what
         self._entries = dict(entries)
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> E:
         if name not in self._entries:
             raise UsageError(
                 f"unknown {self.what} {name!r}{nearest(name, self._entries)}",

@@ -53,13 +53,21 @@ class Result:
         artifact: The artifact, None for a dry run.
         cached: Whether it was there already.
         plan: What `--dry-run` prints.
+        text: What stdout gets instead of the path; None for the path.
         failure: What `--fail-if` found, to be raised once the path is printed.
     """
 
     artifact: Artifact | None
     cached: bool
     plan: dict[str, Any]
+    text: str | None = None
     failure: FinectlError | None = None
+
+    @classmethod
+    def of(cls, stage: Stage[C], plan: Plan[C], artifact: Artifact, cached: bool, described: dict[str, Any]) -> Result:
+        """Return the result of a run that made an artifact, or found it."""
+        failure = stage.verdict(plan.config, artifact.manifest)
+        return cls(artifact, cached, described, stage.prints(plan.config, artifact), failure)
 
 
 def run_stage(
@@ -165,7 +173,7 @@ def _lead(
     if not options.force and (done := finished(final, recipe)) is not None:
         if options.out is None:
             _freshen_latest(workspace, done)
-        return Result(done, True, described, stage.verdict(plan.config, done.manifest))
+        return Result.of(stage, plan, done, True, described)
     if options.force:
         require_replaceable(final)
     for parent in parents:
@@ -175,7 +183,7 @@ def _lead(
         try:
             if not options.force and (done := finished(final, recipe)) is not None:
                 # Another process published it between the look and the lock.
-                return Result(done, True, described, stage.verdict(plan.config, done.manifest))
+                return Result.of(stage, plan, done, True, described)
             if not _is_publishable(staging, recipe):
                 announce(recipe=recipe, directory=str(staging.path), parents=[str(p.path.absolute()) for p in parents])
                 _work(stage, plan, parents, reads, recipe, staging, options, workspace, console)
@@ -185,8 +193,7 @@ def _lead(
         finally:
             staging.discard_if_empty()
             staging.close()
-    made = open_artifact(path)
-    return Result(made, False, described, stage.verdict(plan.config, made.manifest))
+    return Result.of(stage, plan, open_artifact(path), False, described)
 
 
 def named(out: Path) -> Path:
@@ -245,8 +252,8 @@ def recipe_of(stage: Stage[C], plan: Plan[C], parents: Sequence[Artifact], reads
     What lies somewhere counts by its fingerprint, so the same images under another path give the same recipe.
     """
     config = asdict(plan.config)  # type: ignore[call-overload]
-    for location in stage.locations:
-        config.pop(location, None)
+    for name in (*stage.locations, *stage.presentation):
+        config.pop(name, None)
     return sha256_json(
         {
             "stage": stage.name,

@@ -94,8 +94,8 @@ def whole(path: Path) -> Artifact:
 
 
 def weights(path: Path) -> dict[str, bytes]:
-    """Return the bytes of every safetensors file of an artifact."""
-    found = {file.name: file.read_bytes() for file in sorted(path.glob("*.safetensors"))}
+    """Return the bytes of every safetensors file of an artifact, by its path in it."""
+    found = {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*.safetensors"))}
     assert found, f"{path} holds no weights"
     return found
 

@@ -80,7 +80,8 @@ def test_listing_the_tables_imports_nothing_heavy() -> None:
 
 
 def test_every_stage_makes_and_reads_known_kinds() -> None:
-    made = {"export"}  # which `convert` makes instead of a model, with --to
+    # `convert --to` makes exports instead of models, `evaluate` statistics beside its evaluation.
+    made = {"export", "statistics"}
     for name in ("encode", "convert", "condense", "extract", "init", "train", "sample", "evaluate"):
         stage = importlib.import_module(f"finectl.stages.{name}").STAGE
         made.add(stage.makes)

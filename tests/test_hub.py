@@ -1,7 +1,14 @@
-"""Paths, hub ids and the hub's cache; the network is never touched here."""
+"""Paths, hub ids, the hub's cache, and files of other addresses; the network beyond this machine is never touched."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import http.server
+import os
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +16,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from finectl.errors import InputError
-from finectl.hub import is_hub_id, local_folder
+from finectl import hub
+from finectl.errors import InputError, OutputError, ResourceError
+from finectl.hub import fetch_file, is_hub_id, local_folder
 
 COMMIT = "a" * 40
 
@@ -101,3 +109,122 @@ def test_a_refusal_of_the_hub_is_an_input_error(error: Exception, monkeypatch: p
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(InputError, match=f"cannot be fetched from the hub: {error}"):
         local_folder("owner/name", "a model", ["*"])
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Gives CONTENT, half of it, a page elsewhere, or nothing."""
+
+    def do_GET(self) -> None:
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/file")
+            self.end_headers()
+            return
+        if self.path not in ("/file", "/half"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT if self.path == "/file" else CONTENT[: len(CONTENT) // 2])
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+CONTENT = b"weights" * 400_000
+CONTENT_SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(hub, "SCHEMES", ("https", "http"))
+
+
+@pytest.mark.parametrize("sha256", [CONTENT_SHA256, CONTENT_SHA256[:8], None])
+@pytest.mark.parametrize("page", ["file", "moved"])
+@pytest.mark.usefixtures("online")
+def test_a_file_is_fetched(page: str, sha256: str | None, server: str, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "weights.pt"
+    assert fetch_file(f"{server}/{page}", target, sha256) == target
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in target.parent.iterdir()] == ["weights.pt"]
+
+
+@pytest.mark.parametrize(
+    ("page", "sha256", "reason"),
+    [
+        ("file", "0" * 64, f"sha256 {CONTENT_SHA256[:16]}"),
+        ("half", None, "after 1,400,000 of 2,800,000 bytes"),
+        ("none", None, "404"),
+    ],
+)
+@pytest.mark.usefixtures("online")
+def test_nothing_is_kept_of_what_is_not_the_file(
+    page: str, sha256: str | None, reason: str, server: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        fetch_file(f"{server}/{page}", tmp_path / "weights.pt", sha256, by_hand="copy it by hand")
+    assert caught.value.fix == "copy it by hand"
+    assert f"{server}/{page}" in caught.value.what
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("online")
+def test_a_file_that_was_there_stays_when_fetching_fails(server: str, tmp_path: Path) -> None:
+    target = tmp_path / "weights.pt"
+    target.write_bytes(b"before")
+    with pytest.raises(InputError):
+        fetch_file(f"{server}/half", target, None)
+    assert target.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_only_https_and_only_when_allowed(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "weights.pt"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    for url in (f"{server}/file", secret.as_uri(), "nothing"):
+        with pytest.raises(InputError, match="not one of https"):
+            fetch_file(url, target, None)
+    monkeypatch.setattr(hub, "SCHEMES", ("https", "http"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="the network is not to be used"):
+        fetch_file(f"{server}/file", target, None)
+    assert not target.exists()
+
+
+@pytest.mark.usefixtures("online")
+def test_a_place_that_cannot_be_written(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot be written"):
+        fetch_file(f"{server}/file", tmp_path / "file" / "weights.pt", None)
+
+    def no_room(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(ResourceError, match="no space left"):
+        fetch_file(f"{server}/file", tmp_path / "weights.pt", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("online")
+def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(InputError, match="cannot be fetched"):
+        fetch_file(f"http://127.0.0.1:{port}/file", tmp_path / "weights.pt", None)

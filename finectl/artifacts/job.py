@@ -207,6 +207,9 @@ class Stage(Generic[C]):
             of (`--fail-if`); the artifact stays.
         locations: Fields of the configuration that say where something lies. They are no part of the recipe: what lies
             there counts, by a fingerprint.
+        presentation: Fields of the configuration that say how the result is shown or judged; they are no part of the
+            recipe either.
+        prints: What stdout gets instead of the artifact's path, where the configuration asks for that.
         shares_work: Whether several processes share the work; otherwise the one that leads does it all.
         measure: What `--dry-run` measures beside the plan, such as the seconds of a step.
     """
@@ -220,6 +223,8 @@ class Stage(Generic[C]):
     run: Callable[[Job[C]], Outcome]
     verdict: Callable[[C, Manifest], FinectlError | None] = lambda config, manifest: None
     locations: tuple[str, ...] = ("data",)
+    presentation: tuple[str, ...] = ()
+    prints: Callable[[C, Artifact], str | None] = lambda config, artifact: None
     shares_work: bool = False
     measure: Callable[[Plan[C], Sequence[Artifact], Execution], dict[str, Any]] | None = None
 

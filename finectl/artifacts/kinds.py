@@ -23,5 +23,6 @@ KINDS: dict[str, Kind] = {
     "model": Kind("a dense diffusion model", "finectl init --depth 4"),
     "export": Kind("a model in another tool's layout", "finectl convert --to diffusers"),
     "samples": Kind("generated images", "finectl sample"),
+    "statistics": Kind("features of reference images, as evaluate measured them", "finectl evaluate"),
     "evaluation": Kind("measurements of one or several models", "finectl evaluate"),
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from finectl.artifacts.manifest import ParentRecord
 from finectl.artifacts.store import Artifact, Workspace
+
+TENSORS = ".safetensors"
+EARLIER = "checkpoints/"
 
 
 @dataclass(frozen=True)
@@ -32,19 +37,84 @@ def trace(workspace: Workspace, artifact: Artifact) -> Ancestry:
 
 def model_chain(ancestry: Ancestry) -> list[Artifact]:
     """Return the `model` artifacts from the first initialisation to this one: what was spent on this model alone."""
-    chain = [ancestry.artifact]
-    current = ancestry
-    while current.parents and isinstance(current.parents[0], Ancestry):
-        current = current.parents[0]
-        if current.artifact.kind != "model":
-            break
-        chain.insert(0, current.artifact)
-    return chain
+    return [link.artifact for link in _links(ancestry)]
 
 
-def total_cost(chain: list[Artifact]) -> dict[str, Any]:
-    """Return the optimiser updates and wall seconds of a chain of artifacts together."""
+def total_cost(chain: Iterable[Artifact]) -> dict[str, Any]:
+    """Return what making several artifacts cost together.
+
+    Returns:
+        `steps` (optimiser updates), `wall_s` (seconds), `samples` (images seen in training) and `flops`
+        (floating-point operations of the training). `flops` is None where they are not known of one that was trained:
+        manifests of earlier versions do not have them.
+    """
+    costs = [artifact.manifest.cost for artifact in chain]
+    trained = [cost.get("flops") for cost in costs if cost.get("steps", 0)]
     return {
-        "steps": sum(artifact.manifest.cost.get("steps", 0) for artifact in chain),
-        "wall_s": round(sum(artifact.manifest.cost.get("wall_s", 0.0) for artifact in chain), 1),
+        "steps": sum(cost.get("steps", 0) for cost in costs),
+        "wall_s": round(sum(cost.get("wall_s", 0.0) for cost in costs), 1),
+        "samples": sum(cost.get("samples", 0) for cost in costs),
+        "flops": None if None in trained else sum(trained),
     }
+
+
+def stored_bytes(ancestry: Ancestry) -> int | None:
+    """Return the size of what has to be kept to make such a model: that of what its chain was initialised from.
+
+    Args:
+        ancestry: Of a model.
+
+    Returns:
+        Bytes of the tensor files of the parent (its learngene, or another) of the first model of the chain, without
+        weights of earlier updates; 0 when nothing was taken from any; None when that parent is gone.
+    """
+    source = _source(_links(ancestry)[0])
+    if source is None:
+        return 0
+    if not isinstance(source, Ancestry):
+        return None
+    files = source.artifact.manifest.files
+    return sum(file.bytes for file in files if file.path.endswith(TENSORS) and not file.path.startswith(EARLIER))
+
+
+def ancestor_cost(ancestry: Ancestry) -> dict[str, Any] | None:
+    """Return what was spent once for all models that start from the same ancestor.
+
+    Args:
+        ancestry: Of a model.
+
+    Returns:
+        The cost, as `total_cost` gives it, of the parent of the first model of the chain and of everything that this
+        parent was made from (for FINE: `extract`, `condense`, and the dense model of `condense --from`); zeros when
+        nothing was taken from any; None when one of them is gone.
+    """
+    source = _source(_links(ancestry)[0])
+    made: dict[Path, Artifact] = {}
+    left = [] if source is None else [source]
+    while left:
+        one = left.pop()
+        if not isinstance(one, Ancestry):
+            return None
+        made[one.artifact.path] = one.artifact
+        left += [] if _starts_anew(one.artifact) else one.parents
+    return total_cost(made.values())
+
+
+def _links(ancestry: Ancestry) -> list[Ancestry]:
+    """Return the ancestries of a chain of models, from the first initialisation to the last."""
+    links = [ancestry]
+    while (source := _source(links[0])) is not None:
+        if not isinstance(source, Ancestry) or source.artifact.kind != "model":
+            break
+        links.insert(0, source)
+    return links
+
+
+def _source(ancestry: Ancestry) -> Ancestry | ParentRecord | None:
+    """Return what an artifact's tensors were made from; None when it was nothing."""
+    return ancestry.parents[0] if ancestry.parents and not _starts_anew(ancestry.artifact) else None
+
+
+def _starts_anew(artifact: Artifact) -> bool:
+    """Tell whether a model took its shapes at most from its parent, as the control does."""
+    return bool(artifact.manifest.metrics.get("parameters_transferred_with_embedders") == 0)

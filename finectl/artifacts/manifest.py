@@ -18,7 +18,7 @@ SCHEMA = "finectl/1"
 C_LOADER_DEPTH = 1000
 DATA_KEYS = {"name", "fingerprint", "count", "bundled"}
 # Wall times and drawings differ from run to run; what an artifact's children read does not.
-UNDIGESTED = ("log.jsonl", "plots/", "tensorboard/", "previews/")
+UNDIGESTED = ("log.jsonl", "plots/", "tensorboard/", "previews/", "table.")
 
 
 @dataclass(frozen=True)

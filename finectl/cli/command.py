@@ -123,7 +123,9 @@ def _print(result: Result, as_json: bool, console: Console) -> None:
     else:
         if result.cached:
             console.note("already there; --force makes it anew")
-        sys.stdout.write(f"{result.artifact.path}\n")
+        if result.text is not None:
+            console.note(f"the artifact: {result.artifact.path}")
+        sys.stdout.write(result.text if result.text is not None else f"{result.artifact.path}\n")
     if result.failure is not None:
         raise result.failure
 

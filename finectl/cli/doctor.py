@@ -20,6 +20,8 @@ OPTIONAL = {
     "tensorboard": "tensorboard",
     "torchvision": "vision",
     "clean-fid": "vision",
+    "open-clip-torch": "vision",
+    "torchmetrics": "vision",
 }
 NARROW_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 
@@ -43,6 +45,7 @@ def doctor(workspace: opt.Workspace = None, json_output: opt.Json = False) -> No
         facts[package] = _version(package) or f"not installed (pip install 'finectl[{extra}]')"
     facts.update(_machine(Workspace(workspace).root))
     facts.update(_data(problems))
+    facts.update(_networks())
     if json_output:
         sys.stdout.write(json.dumps({"facts": facts, "problems": problems}) + "\n")
     else:
@@ -97,11 +100,26 @@ def _data(problems: list[str]) -> dict[str, str]:
         problems.append(error.fix)
         return {"digits": error.what}
     if _version("torch"):
-        from finectl.metrics.features.digits import DigitsFeatures
+        import torch
 
+        from finectl.metrics.features import FeatureOptions, digits
+
+        options = FeatureOptions()
         try:
-            facts["digits classifier"] = f"digest {DigitsFeatures.load().digest[:12]}"
+            extractor = digits.load(digits.describe(options), options, torch.device("cpu"))
+            facts["digits classifier"] = f"digest {extractor.info.digest[:12]}"
         except FinectlError as error:
             problems.append(error.fix)
             facts["digits classifier"] = error.what
     return facts
+
+
+def _networks() -> dict[str, str]:
+    """Return which files of weights are in the cache, for the metrics that need one."""
+    from finectl.metrics.features.weights import WEIGHTS, cached_file
+
+    found = {}
+    for name, entry in WEIGHTS.items():
+        path = cached_file(name)
+        found[entry.what] = str(path) if path.is_file() else f"not here: {entry.option} FILE, or --download"
+    return found

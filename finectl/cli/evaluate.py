@@ -10,19 +10,41 @@ from finectl.cli.command import stage_command
 @stage_command("finectl.stages.evaluate", groups.data)
 def evaluate(
     inputs: opt.Inputs = None,
-    metrics: opt.Metrics = "loss,frechet,accuracy",
+    metrics: opt.Metrics = None,
+    reference: opt.Reference = None,
+    images: opt.Images = None,
     weights: opt.Weights = "ema",
     draws: opt.Draws = 10,
+    ranges: opt.Ranges = 4,
     samples: opt.Samples = 1000,
     scheduler: opt.Scheduler = "ddim",
     sampling_steps: opt.SamplingSteps = 50,
     guidance: opt.Guidance = 1.0,
+    vae: opt.Vae = None,
+    features: opt.Features = None,
+    features_weights: opt.FeaturesWeights = None,
+    inception: opt.Inception = None,
+    clip: opt.Clip = None,
+    dino: opt.Dino = None,
+    lpips: opt.LpipsWeights = None,
+    fid_mode: opt.FidMode = "clean",
+    features_dtype: opt.FeaturesDtype = "float32",
+    allow_few: opt.AllowFew = False,
+    steps_every: opt.StepsEvery = 0,
+    reach: opt.Reach = None,
     batch_size: opt.ComputeBatchSize = 250,
+    workers: opt.Workers = 2,
+    format: opt.TableFormat = None,
     fail_if: opt.FailIf = None,
     seed: opt.Seed = 0,
 ) -> None:
-    """Measure models and compare them in one table.
+    """Measure models, generated images or image files, and compare them in one table.
 
-    loss: held-out denoising loss, with the same noise for every model. frechet and accuracy: in the features of the
-    bundled digits classifier, on generated images.
+    Needs no file of weights: loss, the held-out denoising loss with the same noise for every model; frechet and
+    accuracy, in the features of the bundled digits classifier or of --features. In Inception's features: fid,
+    fid-infinity, sfid, is, kid, precision, recall, density, coverage. In others: fdd (DINOv2), fd-clip, clip-score. Of
+    pairs of images: l1, psnr, ssim, lpips.
+
+    A value always comes with its interval and its n; values that were not measured in the same way get columns of their
+    own. Nothing is downloaded without --download.
     """

@@ -25,6 +25,7 @@ def training(
     clip_grad: opt.ClipGrad = 0.0,
     ema: opt.Ema = None,
     eval_every: opt.EvalEvery = None,
+    keep_every: opt.KeepEvery = 0,
     seed: opt.Seed = 0,
 ) -> None:
     """How a model is trained (`finectl.training.settings.TrainFields`)."""

@@ -224,6 +224,14 @@ EvalEvery = Annotated[
         "--eval-every", min=0, help="Held-out loss every so many updates; 0 never. [default: a tenth of --steps]"
     ),
 ]
+KeepEvery = Annotated[
+    int,
+    typer.Option(
+        "--keep-every",
+        min=0,
+        help="Keep the EMA weights of every N-th update in checkpoints/; 0 keeps the last only.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
 
 # How it samples and measures
@@ -234,8 +242,69 @@ Guidance = Annotated[float, typer.Option("--guidance", min=0.0, help="Classifier
 Labels = Annotated[
     str | None, typer.Option("--labels", metavar="LIST", help="Classes to generate. [default: all, in turn]")
 ]
-Metrics = Annotated[str, typer.Option("--metrics", metavar="LIST", help="loss, frechet, accuracy.")]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics", metavar="LIST", help="Separated by commas, see below. [default: loss; on digits frechet, accuracy]"
+    ),
+]
 Draws = Annotated[int, typer.Option("--draws", min=1, help="Noise draws an image in the held-out loss.")]
+Ranges = Annotated[int, typer.Option("--ranges", min=1, help="Equal timestep ranges in which the loss is given, too.")]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="WHAT",
+        help="folder:, latents:, hf:, a statistics artifact, .safetensors or .npz. [default: INPUT's training images]",
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option("--images", metavar="folder:PATH", help="Measure these images, as they are, instead of INPUT."),
+]
+Features = Annotated[
+    str | None,
+    typer.Option("--features", metavar="NAME", help="For frechet and accuracy: digits, or torchvision:NETWORK."),
+]
+FeaturesWeights = Annotated[
+    str | None, typer.Option("--features-weights", metavar="FILE", help="Weights of --features torchvision:NETWORK.")
+]
+Inception = Annotated[
+    str | None, typer.Option("--inception", metavar="FILE", help="inception-2015-12-05.pt. [default: in the cache]")
+]
+Clip = Annotated[
+    str | None,
+    typer.Option("--clip", metavar="WHAT", help="Folder, ARCHITECTURE:FILE or hub id. [default: ViT-g/14 of laion2b]"),
+]
+Dino = Annotated[
+    str | None, typer.Option("--dino", metavar="FILE", help="dinov2_vitl14_pretrain.pth. [default: in the cache]")
+]
+LpipsWeights = Annotated[
+    str | None, typer.Option("--lpips", metavar="FILE", help="alexnet-owt-7be5be79.pth. [default: in the cache]")
+]
+FidMode = Annotated[
+    Literal["clean", "legacy_tensorflow"],
+    typer.Option("--fid-mode", help="How images reach Inception: clean-fid's bicubic filter, or as in 2017."),
+]
+FeaturesDtype = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option("--features-dtype", help="Arithmetic of the feature networks; values in bfloat16 are kept apart."),
+]
+AllowFew = Annotated[bool, typer.Option("--allow-few", help="Allow a Fréchet distance of fewer images than features.")]
+StepsEvery = Annotated[
+    int,
+    typer.Option("--steps-every", min=0, help="Measure the checkpoints of every N-th update too (train --keep-every)."),
+]
+Reach = Annotated[
+    str | None,
+    typer.Option(
+        "--reach", metavar="TEST", help="With --steps-every: updates until 'loss<0.1' holds, or the scores of a model."
+    ),
+]
+TableFormat = Annotated[
+    Literal["md", "csv", "json"] | None,
+    typer.Option("--format", help="Print the table in this form on stdout, instead of the artifact's path."),
+]
 FailIf = Annotated[
     str | None, typer.Option("--fail-if", metavar="TEST", help="Exit with 5 when it holds, such as 'loss>0.1'.")
 ]

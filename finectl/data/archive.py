@@ -22,6 +22,9 @@ class ZipImages:
 
     Args:
         path: The zip file.
+
+    Attributes:
+        top: The folder that is looked through, with a slash, which the names leave out; empty where there is none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +53,24 @@ class ZipImages:
 
     def read(self, name: str) -> bytes:
         """See `Collection.read`."""
-        entry = self._entries[name]
+        return self._read(self._entries[name])
+
+    def beside(self, name: str) -> bytes | None:
+        """Return another file of the archive, None when it is not there.
+
+        Args:
+            name: Its path in the archive, `top` included.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is too large.
+        """
+        try:
+            return self._read(self._zip.getinfo(name))
+        except KeyError:
+            return None
+
+    def _read(self, entry: zipfile.ZipInfo) -> bytes:
         if entry.file_size > MAX_FILE_BYTES:
             raise ValueError(f"{entry.file_size:,} bytes unpacked, more than the {MAX_FILE_BYTES:,} that are read")
         try:
@@ -67,9 +87,18 @@ class ZipImages:
                 f"{self.path} is not a whole zip file: {error}", expected="a zip file of images"
             ) from error
 
-    @cached_property
+    @property
+    def top(self) -> str:
+        """See the class."""
+        return self._listing[0]
+
+    @property
     def _entries(self) -> dict[str, zipfile.ZipInfo]:
         """Path without the common top folder to entry, images only."""
+        return self._listing[1]
+
+    @cached_property
+    def _listing(self) -> tuple[str, dict[str, zipfile.ZipInfo]]:
         found: dict[str, zipfile.ZipInfo] = {}
         for entry in self._zip.infolist():
             parts = self._parts(entry)
@@ -77,8 +106,8 @@ class ZipImages:
                 found["/".join(parts)] = entry
         tops = {name.split("/", 1)[0] for name in found}
         if len(tops) == 1 and all("/" in name for name in found):
-            return {name.split("/", 1)[1]: entry for name, entry in found.items()}
-        return found
+            return f"{tops.pop()}/", {name.split("/", 1)[1]: entry for name, entry in found.items()}
+        return "", found
 
     def _parts(self, entry: zipfile.ZipInfo) -> tuple[str, ...]:
         """Return the parts of an image's path; none for what is no image.

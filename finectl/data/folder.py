@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finectl.data.archive import ZipImages
-from finectl.data.collection import MAX_FILE_BYTES, Collection
+from finectl.data.collection import MAX_FILE_BYTES
 from finectl.data.decoded import describe_collection, open_collection
 from finectl.data.layout import SUFFIXES, class_names, class_of, require_layout
 from finectl.data.sources import DataInfo, DataOptions
@@ -40,7 +40,7 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
             images, or images of several sizes without an `image_size`.
         ResourceError: the disk is full.
     """
-    return describe_collection(f"folder:{argument}", _collection(argument), image_size, options)
+    return describe_collection(f"folder:{argument}", collection_at(argument), image_size, options)
 
 
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
@@ -58,10 +58,18 @@ def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
         InputError: some of the files are corrupt; up to 10 of them are named.
         ResourceError: the disk is full.
     """
-    return open_collection(_collection(argument), info, options)
+    return open_collection(collection_at(argument), info, options)
 
 
-def _collection(argument: str) -> Collection:
+def collection_at(argument: str) -> FolderImages | ZipImages:
+    """Return the encoded images under a path.
+
+    Args:
+        argument: Path of a folder or zip file.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     path = Path(argument)
     if path.is_file() and path.suffix.lower() == ".zip":
         return ZipImages(path)
@@ -69,7 +77,13 @@ def _collection(argument: str) -> Collection:
 
 
 class FolderImages:
-    """The images under a folder, hidden ones left out."""
+    """The images under a folder, hidden ones left out.
+
+    Attributes:
+        top: What is left out in front of the names; nothing here, see `ZipImages`.
+    """
+
+    top = ""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
@@ -105,6 +119,18 @@ class FolderImages:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are read")
         return path.read_bytes()
+
+    def beside(self, name: str) -> bytes | None:
+        """Return another file of the folder, None when it is not there.
+
+        Args:
+            name: Its path relative to the folder.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is too large.
+        """
+        return self.read(name) if (self.root / name).is_file() else None
 
 
 def image_files(root: Path) -> list[str]:

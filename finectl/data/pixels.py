@@ -19,12 +19,13 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I"})
 
 
-def to_8_bits(image: Image.Image, channels: int) -> Image.Image:
-    """Decode an image to 8-bit grey or RGB, turned as its EXIF orientation says; transparency is dropped.
+def to_8_bits(image: Image.Image, channels: int, upright: bool = True) -> Image.Image:
+    """Decode an image to 8-bit grey or RGB; transparency is dropped.
 
     Args:
         image: An opened image of any mode with 8 or 16 bits a channel.
         channels: 1 or 3.
+        upright: Turn it as its EXIF orientation says.
 
     Raises:
         ValueError: the image has 32 bits a channel, whose range is not known.
@@ -34,7 +35,7 @@ def to_8_bits(image: Image.Image, channels: int) -> Image.Image:
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"32 bits a channel (mode {image.mode}); 8 or 16 are read")
-    return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    return (ImageOps.exif_transpose(image) if upright else image).convert("L" if channels == 1 else "RGB")
 
 
 def square(image: Image.Image, size: int, resize_filter: str) -> Image.Image:

@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finectl.errors import ComputationError, InputError, UsageError
+from finectl.metrics.measured import Measured
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of right answers with its confidence interval.
-
-    Args:
-        correct: Number of right answers.
-        count: Number of answers.
-        value: correct / count, 0..1.
-        low: Lower end of the interval, 0..1.
-        high: Upper end of the interval, 0..1.
-        confidence: Confidence of the interval, 0..1.
-    """
-
-    correct: int
-    count: int
-    value: float
-    low: float
-    high: float
-    confidence: float
-
-
-def class_accuracy(logits: torch.Tensor, labels: torch.Tensor, confidence: float = 0.95) -> Accuracy:
+def class_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> Measured:
     """Count the images whose largest logit is that of the requested class.
 
     Args:
         logits: float (N, classes), from an extractor's classifier.
         labels: int64 (N,), the class each image was asked to be, 0..classes-1.
-        confidence: Confidence of the Wilson interval, 0..1.
 
     Returns:
-        Share of right answers with its interval.
+        Share of right answers, 0..1, with its Wilson interval; details: n and correct.
 
     Raises:
         InputError: the shapes do not fit, there are no images, or a label names a class unknown to the classifier.
@@ -64,8 +42,22 @@ def class_accuracy(logits: torch.Tensor, labels: torch.Tensor, confidence: float
             expected=f"0..{logits.shape[1] - 1}, the {logits.shape[1]} classes that the classifier knows",
         )
     correct, count = int((logits.argmax(dim=1) == labels.to(logits.device)).sum()), int(logits.shape[0])
-    low, high = wilson_interval(correct, count, confidence)
-    return Accuracy(correct, count, correct / count, low, high, confidence)
+    return share(correct, count, {"correct": correct})
+
+
+def share(successes: int, trials: int, details: dict[str, Any] | None = None) -> Measured:
+    """Return successes / trials with its 95 % Wilson interval and, among the details, n = trials.
+
+    Args:
+        successes: Number of successes, 0..trials.
+        trials: Number of trials, at least 1.
+        details: What else to keep with it.
+
+    Raises:
+        UsageError: a number is out of its range.
+    """
+    low, high = wilson_interval(successes, trials)
+    return Measured(successes / trials, low, high, {"n": trials, **(details or {})})
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -91,9 +83,9 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
             expected="0 <= successes <= trials, at least 1 trial, a confidence between 0 and 1",
         )
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / trials
-    middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    rate = successes / trials
+    middle = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
     # At 0 and at `trials` successes one end is exactly 0 or 1; rounding must not move it.
     low = 0.0 if successes == 0 else max(0.0, middle - half)
     high = 1.0 if successes == trials else min(1.0, middle + half)

@@ -16,8 +16,10 @@ from finectl.diffusion.losses import Denoiser, denoising_loss
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.ranges import equal_ranges
 from finectl.diffusion.schedule import NoiseSchedule
+from finectl.metrics.measured import Z_95
+from finectl.training.distributed import total
+from finectl.world import World
 
-Z_95 = 1.959964
 RANGES = 4
 TRAINING_DRAWS = 4
 TRAINING_IMAGES = 1024
@@ -49,21 +51,37 @@ class HeldoutLoss:
         """Return the mean with its 95 % interval over images, and the same by timestep range.
 
         The interval is that of the draw of the images: the noise is fixed, so it is not what models are told apart by.
+        In a range an image counts once, by its mean there; the loss is the mean over all terms. A range without any
+        has None for both.
+
+        Args:
+            ranges: Equal parts into which 0..T-1 is cut.
         """
-        parts = []
-        for first, last in equal_ranges(self.total_timesteps, ranges):
-            inside = (self.timesteps >= first) & (self.timesteps <= last)
-            values = self.losses[inside].double()
-            parts.append({"first": first, "last": last, "loss": float(values.mean()), "terms": int(values.numel())})
-        images = self.losses.double().mean(0)  # (N,)
-        half = Z_95 * float(images.std()) / math.sqrt(images.numel()) if images.numel() > 1 else math.inf
         return {
             "value": self.mean,
-            "interval": [self.mean - half, self.mean + half],
+            "interval": _interval(self.mean, self.losses.double().mean(0)),
             "images": int(self.losses.shape[1]),
             "draws": int(self.losses.shape[0]),
-            "ranges": parts,
+            "ranges": [self._range(first, last) for first, last in equal_ranges(self.total_timesteps, ranges)],
         }
+
+    def _range(self, first: int, last: int) -> dict[str, Any]:
+        inside = (self.timesteps >= first) & (self.timesteps <= last)  # (draws, N)
+        terms = int(inside.sum())
+        if not terms:
+            return {"first": first, "last": last, "loss": None, "interval": None, "terms": 0}
+        values = self.losses.double().where(inside, 0.0)
+        counts = inside.sum(0)  # (N,)
+        seen = counts > 0
+        loss = float(values.sum()) / terms
+        interval = _interval(loss, values.sum(0)[seen] / counts[seen])
+        return {"first": first, "last": last, "loss": loss, "interval": interval, "terms": terms}
+
+
+def _interval(value: float, images: Tensor) -> list[float]:
+    """Return the 95 % interval around a value from one number an image, (N,) float64."""
+    half = Z_95 * float(images.std()) / math.sqrt(images.numel()) if images.numel() > 1 else math.inf
+    return [value - half, value + half]
 
 
 @torch.no_grad()
@@ -76,6 +94,7 @@ def heldout_loss(
     batch_size: int = 512,
     device: str | torch.device = "cpu",
     diffusion: DiffusionConfig = DDPM,
+    world: World | None = None,
 ) -> HeldoutLoss:
     """Measure the denoising loss on images that no training saw.
 
@@ -90,14 +109,21 @@ def heldout_loss(
         batch_size: Images computed at a time, at most; it changes rounding only.
         device: Where to compute; the draws are made on the CPU.
         diffusion: The model's noise schedule, and what it predicts.
+        world: The processes that share the draws, joined by the caller; all of them call this with the same arguments,
+            and all get the same result, bit for bit, whatever their number.
     """
+    world = world or World()
     schedule = NoiseSchedule.from_config(diffusion, device)
-    total = len(schedule)
+    timesteps = len(schedule)
     times, rows = [], []
     for draw in range(draws):
         random = generator_for("heldout", seed, draw)
         part = torch.rand(len(data), generator=random)
-        t = ((draw + part) / draws * total).long().clamp(max=total - 1)  # (N,)
+        t = ((draw + part) / draws * timesteps).long().clamp(max=timesteps - 1)  # (N,)
+        times.append(t)
+        if draw % world.size != world.rank:
+            rows.append(torch.zeros(len(data)))  # another process's, in whose sum this one has no share
+            continue
         losses = [
             denoising_loss(
                 model,
@@ -110,9 +136,8 @@ def heldout_loss(
             ).cpu()
             for positions, x0, noise in _batches(data, seed, draw, random, batch_size)
         ]
-        times.append(t)
         rows.append(torch.cat(losses))
-    return HeldoutLoss(torch.stack(rows), torch.stack(times), total)
+    return HeldoutLoss(total(world, torch.stack(rows)).float(), torch.stack(times), timesteps)
 
 
 def _batches(

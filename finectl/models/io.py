@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ ModelConfig = DiTConfig | UNetConfig
 
 CONFIG = "config.json"
 FILES = {"raw": "model.safetensors", "ema": "ema.safetensors"}
+CHECKPOINT = re.compile(r"checkpoints/(\d{6,})\.safetensors")
 
 
 class Architecture(NamedTuple):
@@ -130,13 +132,52 @@ def weights_file(artifact: Artifact, weights: str) -> Path:
     return artifact.file(FILES[weights] if artifact.has(FILES[weights]) else FILES["raw"])
 
 
-def load_weights(artifact: Artifact, weights: str) -> dict[str, Tensor]:
+def checkpoint_file(update: int) -> str:
+    """Return the path, inside an artifact, of the averaged weights that `--keep-every` keeps of an update."""
+    return f"checkpoints/{update:06d}.safetensors"
+
+
+def checkpoints(artifact: Artifact) -> list[int]:
+    """Return the updates before the last whose averaged weights an artifact keeps, in ascending order."""
+    found = (CHECKPOINT.fullmatch(file.path) for file in artifact.manifest.files)
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def load_weights(artifact: Artifact, weights: str, checkpoint: int | None = None) -> dict[str, Tensor]:
     """Return the `ema` or `raw` weights of an artifact; one that never had an EMA gives its raw weights for both.
 
+    Args:
+        artifact: A model.
+        weights: `ema` or `raw`.
+        checkpoint: The update whose weights are wanted; the last by default. Earlier ones are kept averaged only.
+
     Raises:
-        InputError: the file is missing or damaged.
+        UsageError: raw weights of an earlier update are asked for.
+        InputError: the file is missing or damaged, or that update is not kept.
     """
-    return load_tensors(weights_file(artifact, weights))
+    return load_tensors(_file_of(artifact, weights, checkpoint))
+
+
+def _file_of(artifact: Artifact, weights: str, checkpoint: int | None) -> Path:
+    if checkpoint is None:
+        return weights_file(artifact, weights)
+    if weights != "ema":
+        raise UsageError(
+            f"the {weights} weights of update {checkpoint} are not kept",
+            expected="averaged weights, the only ones that --keep-every keeps",
+            fix="--weights ema",
+        )
+    kept = checkpoints(artifact)
+    if checkpoint not in kept:
+        shown = ", ".join(f"{update:,}" for update in kept)
+        raise InputError(
+            f"{artifact.path} keeps no weights of update {checkpoint}",
+            expected=f"one of its updates {shown}"
+            if kept
+            else "a model made with --keep-every: it keeps the last only",
+            fix="" if kept else "run the command that made it with --keep-every N",
+        )
+    return artifact.file(checkpoint_file(checkpoint))
 
 
 def build_model(config: ModelConfig) -> nn.Module:
@@ -151,14 +192,19 @@ def build_model(config: ModelConfig) -> nn.Module:
     return network
 
 
-def load_any_model(artifact: Artifact, weights: str = "ema") -> nn.Module:
+def load_any_model(artifact: Artifact, weights: str = "ema", checkpoint: int | None = None) -> nn.Module:
     """Build the model of an artifact, of any architecture, and load its weights.
 
+    Args:
+        artifact: A model.
+        weights: `ema` or `raw`, as `load_weights` says; so `checkpoint`.
+
     Raises:
-        InputError: the weights are not those of the architecture in config.json.
+        UsageError: raw weights of an earlier update are asked for.
+        InputError: the weights are not those of the architecture in config.json, or that update is not kept.
     """
+    state = load_weights(artifact, weights, checkpoint)
     model = build_model(read_config(artifact))
-    state = load_weights(artifact, weights)
     problems = misfits(model, state)
     if problems:
         raise InputError(
@@ -170,14 +216,20 @@ def load_any_model(artifact: Artifact, weights: str = "ema") -> nn.Module:
     return model
 
 
-def load_model(artifact: Artifact, weights: str = "ema") -> DiT | UNet:
+def load_model(artifact: Artifact, weights: str = "ema", checkpoint: int | None = None) -> DiT | UNet:
     """Build the model of an artifact, a network of (x, t, class), and load its weights.
 
+    Args:
+        artifact: A model, dense or condensed.
+        weights: `ema` or `raw`, as `load_weights` says; so `checkpoint`.
+
     Raises:
-        InputError: the model is conditioned on text, or its weights are not those of the architecture in config.json.
+        UsageError: raw weights of an earlier update are asked for.
+        InputError: the model is conditioned on text, or its weights are not those of the architecture in config.json,
+            or that update is not kept.
     """
     require_class_conditional(artifact)
-    return load_any_model(artifact, weights)  # type: ignore[return-value]
+    return load_any_model(artifact, weights, checkpoint)  # type: ignore[return-value]
 
 
 def load_dit(artifact: Artifact, weights: str = "ema") -> DiT:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finectl.artifacts.job import Execution
 from finectl.models.io import ModelConfig, total_parameters
-from finectl.models.presets import DiTConfig
+from finectl.models.presets import FREQUENCIES, DiTConfig
 from finectl.training.settings import PAPER, TrainSettings
 from finectl.world import World
 
@@ -30,7 +30,7 @@ def training_estimate(
 
     Memory counts weights, gradients, two moments and the moving average in float32, and the activations that the
     backward pass needs: about 20 of the model's width for each token and layer of a DiT. Disk counts raw and averaged
-    weights and the resume state.
+    weights, the averages that are kept of earlier updates, and the resume state.
 
     Args:
         config: The architecture.
@@ -53,7 +53,7 @@ def training_estimate(
         **estimate,
         "memory_bytes": memory,
         "memory_per": "device" if world.size > 1 else "process",
-        "disk_bytes": BYTES * SAVED_COPIES * parameters,
+        "disk_bytes": BYTES * (SAVED_COPIES + settings.kept) * parameters,
     }
 
 
@@ -70,16 +70,17 @@ def activation_bytes(config: DiTConfig, narrow: bool, *, checkpointed: bool) -> 
 
 
 def forward_flops(config: DiTConfig) -> int:
-    """Return the floating-point operations of one image's forward pass in a dense DiT: its matrix products, times two.
+    """Return the floating-point operations of one image's forward pass in a dense DiT.
 
-    A training step takes three times as many.
+    Counted are its matrix products, a multiplication and an addition each; norms, activations and sums are not.
+    `finectl.training.flops` counts factorised models, where the way decides, and other networks.
     """
     d, tokens = config.width, config.tokens
     linear = (4 + 2 * config.mlp_ratio) * d * d * tokens
     attention = 2 * tokens * tokens * d
     block = linear + attention + 6 * d * d
     patch = config.patch_size**2
-    ends = tokens * d * patch * (config.channels + config.out_channels) + 4 * d * d + 256 * d
+    ends = tokens * d * patch * (config.channels + config.out_channels) + 3 * d * d + FREQUENCIES * d
     return 2 * (config.depth * block + ends)
 
 

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finectl.artifacts.files import sync
 from finectl.artifacts.job import Job
+from finectl.artifacts.tensors import save_tensors
 from finectl.data.dataset import ImageSet
 from finectl.diffusion.losses import Denoiser
 from finectl.errors import ComputationError
+from finectl.models.io import checkpoint_file
 from finectl.training.clock import Clock
 from finectl.training.distributed import (
     agree,
@@ -27,6 +30,7 @@ from finectl.training.distributed import (
     total,
     whole,
 )
+from finectl.training.flops import training_flops
 from finectl.training.log import NAME as LOG_NAME
 from finectl.training.log import Log
 from finectl.training.previews import draw_previews, require_previews
@@ -46,7 +50,8 @@ class Trained:
         model: The module that was given, with its raw weights, on the device it was trained on.
         state: Its raw weights, whole also where they were sharded.
         ema: Their moving average, likewise.
-        cost: Optimiser updates, samples seen and wall seconds, over all runs.
+        cost: Over all runs: optimiser updates, samples seen, floating-point operations (`training_flops`) and wall
+            seconds.
     """
 
     model: nn.Module
@@ -103,9 +108,11 @@ def fit(
         require_previews(data.info)
     with lost_peers_as_errors(job.world):
         run = prepare(job, model, data, settings, groups=groups, loss=loss, sharded=job.execution.fsdp and shardable)
+        # Counted first: what goes wrong here must not cost a finished run.
+        flops = training_flops(model, run.loss, run.batches, settings.steps) if job.world.leads else None
         with run.batches:
             position = _train(job, run, heldout)
-        cost = {"steps": position.step, "samples": position.step * settings.batch_size}
+        cost = {"steps": position.step, "samples": position.step * settings.batch_size, "flops": flops}
         cost_s = round(position.wall_s, 3)
         return Trained(model, whole(model.state_dict()), whole(run.ema.state_dict()), {**cost, "wall_s": cost_s})
 
@@ -155,6 +162,8 @@ def _steps(
             if position.step % log_every == 0 or done:
                 progress.advance(0, loss=course.log_loss())
             progress.advance(samples=settings.batch_size)
+            if settings.keeps(position.step):
+                course.keep()  # before the state is saved: a resumed run does not come here again
             if settings.eval_every and (position.step % settings.eval_every == 0 or done):
                 _log_heldout(log, position.step, run, heldout)
             if execution.sample_every and (position.step % execution.sample_every == 0 or done):
@@ -221,6 +230,21 @@ class Course:
         leads = self.job.world.leads
         is_due, is_over = leads and self.clock.is_time_to_save(self.position.step), leads and self.clock.is_over()
         return agree(self.job.world, is_due, is_over, self.job.interrupt.requested)
+
+    def keep(self) -> None:
+        """Write the averaged weights of this update, all of them float32, into the artifact.
+
+        Raises:
+            NotFinite: a loss or a weight is not finite.
+        """
+        self.settle()
+        _require_finite_weights(self.job.world, self.run.model, self.position.step)
+        averages = whole(self.run.ema.state_dict())  # every process has to, where they are sharded
+        if self.job.world.leads:
+            path = self.job.directory / checkpoint_file(self.position.step)
+            path.parent.mkdir(exist_ok=True)
+            sync(self.job.directory)
+            save_tensors(path, averages)
 
     def save(self) -> None:
         """Save the state.

@@ -40,6 +40,7 @@ class TrainFields:
     clip_grad: float
     ema: float | None
     eval_every: int | None
+    keep_every: int
     seed: int
 
 
@@ -59,6 +60,7 @@ class TrainSettings:
         eval_every: Held-out loss every so many updates; 0 never.
         seed: Seed of the data order and of every draw.
         clip_grad: Largest norm of all gradients together; 0 leaves them as they are.
+        keep_every: Keep the averaged weights after every so many updates; 0 keeps the last only.
     """
 
     steps: int
@@ -71,6 +73,16 @@ class TrainSettings:
     eval_every: int
     seed: int
     clip_grad: float = 0.0
+    keep_every: int = 0
+
+    def keeps(self, update: int) -> bool:
+        """Tell whether the averaged weights after an update are kept beside the last ones."""
+        return self.keep_every > 0 and 0 < update < self.steps and update % self.keep_every == 0
+
+    @property
+    def kept(self) -> int:
+        """Updates whose averaged weights are kept beside the last ones."""
+        return max(self.steps - 1, 0) // self.keep_every if self.keep_every else 0
 
 
 # Bundled sets are small enough for a laptop; other data gets the papers' settings (FINE, arXiv 2409.19289, section 4).

@@ -309,7 +309,7 @@ def test_wrong_options(arguments: tuple[object, ...], says: str, workspace: Path
         (("sample", "--labels", ""), "between 0 and 9"),
         (("evaluate", "--metrics", "los"), "did you mean 'loss'"),
         (("evaluate", "--metrics", ""), "metric"),
-        (("evaluate", "--samples", 1), "at least 2 images"),
+        (("evaluate", "--samples", 1), "at least 64 images"),
         (("evaluate", "--fail-if", "loss"), "loss>0.1"),
         (("evaluate", "--metrics", "loss", "--fail-if", "accuracy<0.5"), "one of: loss"),
         (("extract", "--depths", "4,0"), "positive integers"),

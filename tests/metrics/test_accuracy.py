@@ -12,7 +12,8 @@ from finectl.metrics.accuracy import class_accuracy, wilson_interval
 def test_counts_right_answers() -> None:
     logits = torch.tensor([[2.0, 1, 0], [0, 3, 1], [5, 1, 2], [0, 0, 1]])
     accuracy = class_accuracy(logits, torch.tensor([0, 1, 2, 2]))
-    assert (accuracy.correct, accuracy.count, accuracy.value, accuracy.confidence) == (3, 4, 0.75, 0.95)
+    assert (accuracy.value, accuracy.details) == (0.75, {"n": 4, "correct": 3})
+    assert (accuracy.low, accuracy.high) == wilson_interval(3, 4)
     assert accuracy.low < 0.75 < accuracy.high
 
 

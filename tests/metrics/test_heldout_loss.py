@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,32 @@ def test_the_interval_holds_the_value_and_shrinks_with_more_images(digits: Image
         low, high = summary["interval"]
         assert low < summary["value"] < high
     assert part["interval"][1] - part["interval"][0] > 2 * (whole["interval"][1] - whole["interval"][0])
+
+
+def test_a_range_has_an_interval_over_the_images_seen_in_it(digits: ImageSet) -> None:
+    few = replace(digits, indices=digits.indices[:40])
+    measured = heldout_loss(zero, few, draws=3)
+    for count in (1, 2, 4, 7):
+        for part in measured.summary(count)["ranges"]:
+            means = []
+            for losses, times in zip(measured.losses.double().T, measured.timesteps.T, strict=True):
+                inside = (times >= part["first"]) & (times <= part["last"])
+                means += [float(losses[inside].mean())] if bool(inside.any()) else []
+            half = 1.959964 * float(torch.tensor(means, dtype=torch.float64).std()) / len(means) ** 0.5
+            assert part["interval"] == pytest.approx([part["loss"] - half, part["loss"] + half])
+            assert 0 < half < 0.5
+    (one,) = measured.summary(1)["ranges"]
+    assert one["loss"] == pytest.approx(measured.mean)
+    assert one["interval"] == pytest.approx(measured.summary()["interval"])
+
+
+def test_a_range_that_no_draw_fell_into_has_no_value(digits: ImageSet) -> None:
+    measured = heldout_loss(zero, replace(digits, indices=digits.indices[:2]), draws=1)
+    parts = measured.summary(1000)["ranges"]
+    assert sum(part["terms"] for part in parts) == 2 and len(parts) == 1000
+    for part in parts:
+        assert (part["loss"] is None) == (part["interval"] is None) == (part["terms"] == 0)
+    json.dumps([part for part in parts if part["terms"] == 0], allow_nan=False)
 
 
 def test_a_learned_variance_does_not_count(digits: ImageSet) -> None:

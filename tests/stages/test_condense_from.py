@@ -14,7 +14,7 @@ from torch import Tensor
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
 from finectl.artifacts.tensors import load_tensors, read_metadata
-from finectl.errors import FinectlError
+from finectl.errors import EXIT_USAGE, FinectlError
 from finectl.models.io import load_model, read_config
 from finectl.models.presets import LAYER_TYPES
 from finectl.training.log import read_log
@@ -228,3 +228,14 @@ def test_repeated_layers_share_their_update() -> None:
     assert [float(placed[f"blocks.{i}.attn.proj.sigma"]) for i in range(3)] == [0.5, 0.5, 2.0]
     shallower = place_curves(learngene, 1, "nearest", 1.0)
     assert float(shallower["blocks.0.attn.proj.sigma"]) == 1.0, "layers that are kept are kept as they are"
+
+
+def test_weights_of_updates_that_distil_are_kept_too(chain: Any) -> None:
+    arguments = ("condense", "--from", chain.model, "--rank", 8, "--cp-weighting", "none", "--cp-iterations", 1, *SMALL)
+    path = run_cli(*arguments, "--distill-steps", 3, "--steps", 2, "--keep-every", 2).path
+    assert sorted(file.name for file in (path / "checkpoints").iterdir()) == [
+        "000002.safetensors",
+        "000004.safetensors",
+    ]
+    refused = run_cli(*arguments, "--keep-every", 2)
+    assert refused.code == EXIT_USAGE and "--keep-every" in refused.err

@@ -148,6 +148,19 @@ def test_every_stage_to_pictures(model: Path, vae: Path, latents: Path) -> None:
     assert evaluated.code == 0 and "loss" in evaluated.err
 
 
+def test_decoded_samples_are_measured_against_decoded_latents(model: Path, vae: Path, latents: Path) -> None:
+    options = ("--metrics", "loss,frechet", "--draws", 1, "--samples", 64, "--sampling-steps", 2)
+    ran = run_cli("evaluate", model, *options)
+    row = json.loads((ran.path / "metrics.json").read_text())[0]
+    protocol = row["frechet"]["protocol"]
+    assert (protocol["image_size"], protocol["reference_n"]) == (8, 1438) and protocol["reference"].endswith("/train")
+    whole_set = run_cli("evaluate", model, *options, "--reference", f"latents:{latents}")
+    other = json.loads((whole_set.path / "metrics.json").read_text())[0]["frechet"]
+    assert other["protocol"]["reference_n"] == 1797 and other["value"] != row["frechet"]["value"]
+    pixels = run_cli("evaluate", model, *options, "--reference", "digits")
+    assert json.loads((pixels.path / "metrics.json").read_text())[0]["frechet"]["protocol"]["image_size"] == 8
+
+
 def test_pictures_are_decoded_unclipped_latents(model: Path, vae: Path) -> None:
     from finectl.diffusion.sampling import sample_images
     from finectl.models.io import load_model

@@ -19,9 +19,9 @@ from finectl.errors import EXIT_INTERRUPTED, EXIT_SAVED, FinectlError
 DEADLINE_S = 180.0
 TRAINING = ("--steps", 50, "--batch-size", 8, "--save-every", 2)
 STAGES = {
-    "condense": ("condense", "--depth", 2, "--eval-every", 30, "--lr-schedule", "cosine", *TRAINING),
+    "condense": ("condense", "--depth", 2, "--eval-every", 30, "--lr-schedule", "cosine", "--keep-every", 7, *TRAINING),
     "init": ("init", "--depth", 3, "--tune-steps", 50, "--batch-size", 8, "--save-every", 2),
-    "train": ("train", "--eval-every", 30, *TRAINING),
+    "train": ("train", "--eval-every", 30, "--keep-every", 10, *TRAINING),
 }
 
 
@@ -81,6 +81,8 @@ def test_killed_at_a_random_step_and_run_again(stage: str, chain: Any, fast_disk
     assert f"step={reached} steps=50" in resumed.err, "it did not go on from the saved state"
     again = weights(whole(resumed.path).path)
     assert again == unbroken(chain, arguments, source, fast_disk / "unbroken"), f"killed after step {reached}"
+    kept = sorted(int(Path(name).stem) for name in again if name.startswith("checkpoints/"))
+    assert kept == {"condense": [7, 14, 21, 28, 35, 42, 49], "init": [], "train": [10, 20, 30, 40]}[stage]
     log = (resumed.path / "log.jsonl").read_text().splitlines()
     assert len(log) == len(set(log)), "an entry was logged twice"
 

@@ -182,7 +182,9 @@ def assert_agree(one: Path, two: Path) -> None:
     assert first and first.keys() == second.keys()
     worst = max(abs(first[key] - second[key]) for key in first)
     assert worst <= TOLERANCE, f"the curves differ by {worst}"
-    for name in ("ema.safetensors", "model.safetensors"):
+    kept = sorted(str(file.relative_to(two)) for file in two.glob("checkpoints/*"))
+    assert kept == sorted(str(file.relative_to(one)) for file in one.glob("checkpoints/*"))
+    for name in ("ema.safetensors", "model.safetensors", *kept):
         if name == "ema.safetensors" and not (one / name).exists() and not (two / name).exists():
             continue
         left, right = load_tensors(one / name), load_tensors(two / name)

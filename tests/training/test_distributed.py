@@ -32,7 +32,7 @@ LONG = ("condense", "--depth", 2, "--steps", 20, "--batch-size", 256, "--eval-ev
 STOPPED_S = 50.0
 VARIANTS: dict[str, tuple[tuple[object, ...], tuple[object, ...]]] = {
     "plain": ((), ()),
-    "fsdp": (("--eval-every", 2), ("--fsdp",)),
+    "fsdp": (("--eval-every", 2, "--keep-every", 8), ("--fsdp",)),
     "accumulate": ((), ("--accumulate", 2)),
     "fsdp accumulate": ((), ("--fsdp", "--accumulate", 3)),
     "clip": (("--clip-grad", 0.05), ()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from fitting import CONFIG, images, model, run, same, settings
 
-from finectl.artifacts.tensors import read_metadata
+from finectl.artifacts.tensors import load_tensors, read_metadata
 from finectl.data.order import batch_indices
 from finectl.diffusion.losses import denoising_loss
 from finectl.diffusion.random import generator_for
@@ -266,6 +267,62 @@ def test_the_heldout_loss_is_of_the_average(tmp_path: Path) -> None:
     averaged.load_state_dict(trained.ema)
     torch.testing.assert_close(outputs[-1], averaged(torch.ones(1, 1, 8, 8), torch.tensor([5]), torch.tensor([1])))
     assert not torch.equal(outputs[-1], outputs[0])
+
+
+def kept(directory: Path) -> dict[int, bytes]:
+    return {int(path.stem): path.read_bytes() for path in sorted((directory / "checkpoints").glob("*.safetensors"))}
+
+
+def test_averages_of_earlier_updates_are_kept(tmp_path: Path) -> None:
+    run(tmp_path / "whole", keep_every=3, lr_schedule="constant")
+    assert list(kept(tmp_path / "whole")) == [3, 6, 9]
+    for update in (3, 6, 9):
+        found = load_tensors(tmp_path / "whole" / "checkpoints" / f"{update:06d}.safetensors")
+        assert same(found, run(tmp_path / str(update), steps=update, lr_schedule="constant").ema)
+        assert not (tmp_path / str(update) / "checkpoints").exists()
+    run(tmp_path / "five", keep_every=5)
+    assert list(kept(tmp_path / "five")) == [5], "the last update has a file of its own"
+
+
+def test_kept_averages_are_the_same_after_any_interruption(tmp_path: Path) -> None:
+    run(tmp_path / "unbroken", keep_every=2)
+    expected = kept(tmp_path / "unbroken")
+    for _ in range(9):
+        interrupted(tmp_path / "broken", at=1, keep_every=2)
+    run(tmp_path / "broken", keep_every=2)
+    assert kept(tmp_path / "broken") == expected and list(expected) == [2, 4, 6, 8]
+    interrupted(tmp_path / "late", at=5, keep_every=2)
+    shutil.copytree(tmp_path / "late" / "state", tmp_path / "saved")
+    run(tmp_path / "late", keep_every=2)
+    assert kept(tmp_path / "late") == expected
+    shutil.rmtree(tmp_path / "late" / "state")
+    shutil.copytree(tmp_path / "saved", tmp_path / "late" / "state")
+    (tmp_path / "late" / "checkpoints" / "000008.safetensors").write_bytes(b"of a process that was killed")
+    run(tmp_path / "late", keep_every=2)
+    assert kept(tmp_path / "late") == expected, "what lies beyond the state is written again"
+
+
+def test_an_average_is_kept_before_the_state_that_lies_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a process that is killed between the two would leave it out for ever."""
+    real = loop.save_state
+
+    def watch(directory: Path, position: Any, *arguments: Any, **options: Any) -> None:
+        assert list(kept(tmp_path)) == [*range(2, min(position.step + 1, 10), 2)]
+        real(directory, position, *arguments, **options)
+
+    monkeypatch.setattr(loop, "save_state", watch)
+    run(tmp_path, keep_every=2, save_every=1)
+
+
+def test_ruined_weights_are_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(ComputationError):
+        run(tmp_path, keep_every=2, loss=Poison(at=1, times=2), steps=1000)
+    assert not kept(tmp_path)
+    run(tmp_path / "1", keep_every=2, loss=Poison(at=3, times=1))
+    run(tmp_path / "2", keep_every=2)
+    assert kept(tmp_path / "1") == kept(tmp_path / "2")
 
 
 def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:

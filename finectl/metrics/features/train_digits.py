@@ -22,7 +22,8 @@ from finectl.data.dataset import ImageSet, load
 from finectl.data.order import batch_indices
 from finectl.errors import FinectlError, OutputError, UsageError
 from finectl.metrics.accuracy import class_accuracy
-from finectl.metrics.features.digits import METADATA_KEY, WEIGHTS, DigitsNet
+from finectl.metrics.features.digits import METADATA_KEY, WEIGHTS
+from finectl.metrics.features.digits_network import DigitsNet
 
 BATCH_SIZE = 128
 PEAK_LEARNING_RATE = 3e-3
@@ -149,7 +150,7 @@ def write(net: DigitsNet, out: Path, train_set: ImageSet, heldout_set: ImageSet,
         accuracy = class_accuracy(net(heldout_set.images)[1], heldout_set.labels)
     metadata = {
         "accuracy": accuracy.value,
-        "heldout_count": accuracy.count,
+        "heldout_count": accuracy.details["n"],
         "train_count": len(train_set),
         "data": train_set.info.name,
         "data_fingerprint": train_set.info.fingerprint,

@@ -46,6 +46,8 @@ def plan_from(config: Config, ancestor: Artifact) -> Plan[Config]:
     inherited = InheritedData.of(ancestor)
     data: DataInfo | InheritedData | None = inherited
     updates = config.distill_steps + (config.steps or 0)
+    if config.keep_every and not updates:
+        raise UsageError("--keep-every keeps weights of updates, and there are none", fix="--steps N")
     if updates or config.cp_weighting == "inputs":
         if config.data is None and inherited is None:
             raise InputError(
@@ -73,11 +75,12 @@ def plan_from(config: Config, ancestor: Artifact) -> Plan[Config]:
         from_model=str(ancestor.path.resolve()),
         **{**fields, **settings},
     )
+    updates_planned = replace(settings_of(resolved), steps=config.distill_steps + settings["steps"])
     return Plan(
         resolved,
         slug=f"{family_name(dense).replace('/', '-')}-l{model.depth}-r{rank}-cp",
         data=data,
-        summary={**training_estimate(model, settings_of(resolved)), **parameter_counts(model)},
+        summary={**training_estimate(model, updates_planned), **parameter_counts(model)},
     )
 
 
@@ -143,7 +146,7 @@ def run_from(job: Job[Config], ancestor: Artifact) -> Outcome:
     print_errors(job, fitted.errors, weighted)
     model = DiT(model_config)
     model.load_state_dict(fitted.state)
-    state, ema, cost = fitted.state, None, {"steps": 0, "samples": 0}
+    state, ema, cost = fitted.state, None, {"steps": 0, "samples": 0, "flops": 0}
     if steps and train is not None:
         held = load(config.data or "", "heldout", config.image_size, data_options(config, job))
         heldout = heldout_evaluator(held, device, diffusion=model_config.diffusion)

@@ -7,36 +7,59 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from finectl.data.dataset import load
-from finectl.errors import InputError, UsageError
+from finectl.data.images import to_uint8
+from finectl.errors import InputError
 from finectl.metrics.accuracy import class_accuracy
-from finectl.metrics.features import EXTRACTORS, train_digits
-from finectl.metrics.features.digits import WEIGHTS, DigitsFeatures
-from finectl.metrics.frechet import frechet_distance, moments
+from finectl.metrics.features import FeatureOptions, train_digits
+from finectl.metrics.features.digits import WEIGHTS, DigitsFeatures, describe
+from finectl.metrics.features.digits import load as load_extractor
+from finectl.metrics.frechet import Gaussian, frechet_distance
+
+
+def loaded(path: Path = WEIGHTS) -> DigitsFeatures:
+    """Return the extractor of a file."""
+    options = FeatureOptions()
+    return load_extractor(describe(options, path), options, torch.device("cpu"))
+
+
+def computed(extractor: DigitsFeatures, images: torch.Tensor, output: str = "features") -> torch.Tensor:
+    """Return one output for images (N, 1, 8, 8) in [-1, 1]."""
+    return extractor.forward(images, [output])[output]
 
 
 @pytest.fixture(scope="module")
 def extractor() -> DigitsFeatures:
-    loaded: DigitsFeatures = EXTRACTORS.load("digits").load()
-    return loaded
+    return loaded()
 
 
-def test_table_lists_extractors_without_importing_torch() -> None:
+def test_extractors_are_listed_and_described_without_torch() -> None:
     code = (
-        "import sys; from finectl.metrics.features import EXTRACTORS; print(list(EXTRACTORS), 'torch' in sys.modules)"
+        "import sys; from finectl.metrics.features import EXTRACTORS, FeatureOptions; "
+        "info = EXTRACTORS.load('digits').describe(FeatureOptions()); "
+        "print(*EXTRACTORS, info.digest, 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert out.stdout.strip() == "['digits'] False"
+    digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    assert out.stdout.split() == ["digits", "inception", "clip", "dinov2", "torchvision", digest, "False"]
+
+
+def test_what_it_says_of_itself(extractor: DigitsFeatures) -> None:
+    info = extractor.info
+    assert (info.name, info.resize, info.path) == ("digits", "none", str(WEIGHTS))
+    assert extractor.outputs == {"features": 64, "logits": 10}
+    assert extractor.batch_size == 512
 
 
 def test_heldout_accuracy_is_the_recorded_one(extractor: DigitsFeatures) -> None:
     data = load("digits", "heldout")
-    accuracy = class_accuracy(extractor.logits(data.images), data.labels)
+    accuracy = class_accuracy(computed(extractor, data.images, "logits"), data.labels)
     assert accuracy.value > 0.97
-    assert accuracy.value == pytest.approx(extractor.metadata["accuracy"], abs=1.5 / accuracy.count)
+    assert accuracy.value == pytest.approx(extractor.metadata["accuracy"], abs=1.5 / accuracy.details["n"])
 
 
 def test_weights_record_their_training(extractor: DigitsFeatures) -> None:
@@ -45,40 +68,41 @@ def test_weights_record_their_training(extractor: DigitsFeatures) -> None:
     assert extractor.metadata["train_count"] == info.train_count
     assert extractor.metadata["command"].startswith("python -m finectl.metrics.features.train_digits")
     assert WEIGHTS.stat().st_size < 300_000
-    assert extractor.digest == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    assert extractor.info.digest == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
 
 
 def test_features_and_logits_come_from_one_pass(extractor: DigitsFeatures) -> None:
     images = load("digits", "heldout").images[:30]
-    features, logits = extractor.extract(images)
-    assert tuple(features.shape) == (30, extractor.dim)
-    assert tuple(logits.shape) == (30, 10)
-    assert features.dtype == logits.dtype == torch.float32
-    assert torch.equal(features, extractor.features(images))
-    assert torch.equal(logits, extractor.logits(images))
-    assert not features.is_inference()
-    assert not features.requires_grad
+    both = extractor.forward(images, ["logits", "features"])
+    assert {name: tuple(values.shape) for name, values in both.items()} == {"features": (30, 64), "logits": (30, 10)}
+    for name, values in both.items():
+        assert values.dtype == torch.float32 and not values.is_inference() and not values.requires_grad
+        alone = extractor.forward(images, {name})
+        assert list(alone) == [name] and torch.equal(alone[name], values)
 
 
-def test_batch_size_changes_rounding_only(extractor: DigitsFeatures) -> None:
-    images = load("digits", "heldout").images[:50]
-    for one, other in zip(extractor.extract(images), extractor.extract(images, batch_size=7), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+def test_the_place_in_the_batch_changes_nothing(extractor: DigitsFeatures) -> None:
+    images = load("digits", "train").images[: extractor.batch_size]
+    backwards = computed(extractor, images.flip(0)).flip(0)
+    torch.testing.assert_close(computed(extractor, images), backwards, rtol=0, atol=1e-9)
 
 
-def test_no_images_give_no_features(extractor: DigitsFeatures) -> None:
-    features, logits = extractor.extract(torch.empty(0, 1, 8, 8))
-    assert (tuple(features.shape), tuple(logits.shape)) == ((0, 64), (0, 10))
+def test_levels_become_the_range_it_was_trained_on(extractor: DigitsFeatures) -> None:
+    images = load("digits", "heldout").images[:20]
+    levels = to_uint8(images).permute(0, 2, 3, 1).numpy()
+    prepared = torch.stack([extractor.prepare(image) for image in levels])
+    torch.testing.assert_close(prepared, images, rtol=0, atol=0.5 / 127.5 + 1e-6)
+    assert extractor.prepare(levels[0]).shape == (1, 8, 8)
 
 
 def test_distance_grows_with_the_damage(extractor: DigitsFeatures) -> None:
-    reference = moments(extractor.features(load("digits").images))
+    reference = Gaussian.of(computed(extractor, load("digits").images))
     heldout = load("digits", "heldout")
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(heldout.images.shape, generator=generator)
 
     def distance(images: torch.Tensor) -> float:
-        return frechet_distance(*moments(extractor.features(images)), *reference)
+        return frechet_distance(Gaussian.of(computed(extractor, images)), reference)
 
     by_noise = [distance((heldout.images + sigma * noise).clamp(-1, 1)) for sigma in (0, 0.1, 0.2, 0.4, 0.8)]
     assert by_noise == sorted(by_noise)
@@ -87,17 +111,12 @@ def test_distance_grows_with_the_damage(extractor: DigitsFeatures) -> None:
     assert distance(noise.clamp(-1, 1)) > 10 * by_noise[0]
 
 
-@pytest.mark.parametrize("shape", [(4, 1, 16, 16), (4, 3, 8, 8), (4, 8, 8)])
+@pytest.mark.parametrize("shape", [(16, 16, 1), (8, 8, 3), (8, 8)])
 def test_other_shapes_are_refused(extractor: DigitsFeatures, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError) as caught:
-        extractor.extract(torch.zeros(shape))
+        extractor.prepare(np.zeros(shape, np.uint8))
     assert str(shape) in caught.value.what
-    assert "(N, 1, 8, 8)" in caught.value.expected
-
-
-def test_batch_size_below_one_is_refused(extractor: DigitsFeatures) -> None:
-    with pytest.raises(UsageError, match="batch size 0"):
-        extractor.extract(torch.zeros(1, 1, 8, 8), batch_size=0)
+    assert "(8, 8, 1)" in caught.value.expected
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
@@ -110,7 +129,7 @@ def test_damaged_weights_are_reported(damage: str, tmp_path: Path) -> None:
     elif damage == "other":
         save_file({"conv1.weight": torch.zeros(2)}, path)
     with pytest.raises(InputError, match="cannot be read") as caught:
-        DigitsFeatures.load(path)
+        loaded(path)
     assert "train_digits" in caught.value.fix
 
 
@@ -118,14 +137,14 @@ def test_training_is_deterministic_and_its_file_loads(tmp_path: Path) -> None:
     files = [tmp_path / "new" / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.safetensors"]
     for file, seed in zip(files, ("3", "3", "4"), strict=True):
         assert train_digits.main(["--out", str(file), "--steps", "3", "--seed", seed]) == 0
-    first, second, third = (DigitsFeatures.load(file) for file in files)
-    assert first.digest == second.digest != third.digest
+    first, second, third = (loaded(file) for file in files)
+    assert first.info.digest == second.info.digest != third.info.digest
     assert (first.metadata["steps"], first.metadata["seed"]) == (3, 3)
 
 
 def test_training_learns(tmp_path: Path) -> None:
     assert train_digits.main(["--out", str(tmp_path / "a"), "--steps", "150"]) == 0
-    assert DigitsFeatures.load(tmp_path / "a").metadata["accuracy"] > 0.8
+    assert loaded(tmp_path / "a").metadata["accuracy"] > 0.8
 
 
 def test_training_refuses_no_steps_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

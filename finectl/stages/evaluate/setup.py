@@ -1,0 +1,258 @@
+"""What a configuration of `evaluate` means, found out without torch: metrics, networks, reference, images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finectl.artifacts.store import Artifact
+from finectl.artifacts.tensors import tensor_shapes
+from finectl.data.sources import DataInfo, DataOptions
+from finectl.errors import InputError, UsageError
+from finectl.metrics import METRICS
+from finectl.metrics.features import EXTRACTORS, ExtractorInfo, FeatureOptions
+from finectl.metrics.reference import ReferenceInfo, describe_reference, require_extractor
+from finectl.models.autoencoder import find_autoencoder
+from finectl.models.io import checkpoints, read_config, require_class_conditional, require_null_class
+from finectl.stages.evaluate.config import Config, parse_metrics
+from finectl.training.settings import require_fit, resolve_data
+
+SAMPLES = "samples.safetensors"
+PROMPTS = "prompts.json"
+DIGITS = "digits"
+DIGITS_SHAPE = (1, 8)
+TORCHVISION = "torchvision"
+ON_DIGITS = ["frechet", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The resolved work.
+
+    Args:
+        metrics: Their names, in the order in which they were given.
+        data: The data set whose held-out part gives the loss, and whose training part is the usual reference.
+        fields: The fields of `DataFields`, resolved.
+        shape: Channels and side of the measured images in pixels; None for files as they are.
+        extractors: The networks by their keys.
+        outputs: The outputs that are wanted of each.
+        options: What the user says of the networks.
+        reference: What the images are compared with; None when no metric needs it.
+        vae: What decodes the models' latents.
+        files: What `--images` names.
+        notes: What was decided by itself.
+    """
+
+    metrics: tuple[str, ...]
+    data: DataInfo | None
+    fields: dict[str, Any]
+    shape: tuple[int, int] | None
+    extractors: dict[str, ExtractorInfo]
+    outputs: dict[str, tuple[str, ...]]
+    options: FeatureOptions
+    reference: ReferenceInfo | None
+    vae: dict[str, Any] | None
+    files: Any = None
+    notes: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def of(cls, config: Config, parents: Sequence[Artifact]) -> Setup:
+        """Find out what a configuration means for these inputs.
+
+        Raises:
+            UsageError: the options contradict each other, or a metric is not possible with them.
+            InputError: a file, a data set or an artifact is missing, damaged, or does not fit.
+        """
+        models = [parent for parent in parents if parent.kind != "samples"]
+        files = describe_images(config)
+        data, fields = _data(config, parents)
+        vae = _models(config, models, data)
+        shape = _shape(parents, vae)
+        metrics, notes = _metrics(config, models, shape)
+        options = feature_options(config)
+        extractors, outputs = _extractors(metrics, options)
+        sampled = [name for name in metrics if METRICS[name].sampled]
+        reference = None
+        if any(needs_reference(name) for name in sampled):
+            size = shape[1] if shape else config.image_size
+            raw = config.images is not None and config.image_size is None
+            reads = DataOptions(resize_filter=fields["resize_filter"], skip_bad=fields["skip_bad"])
+            reference = describe_reference(config.reference, data, size, reads, as_stored=raw)
+            for name, info in extractors.items():
+                require_extractor(reference, name, info.digest, info.resize, options.dtype)
+        elif config.reference is not None:
+            raise UsageError(
+                f"--reference {config.reference}: none of the metrics {', '.join(metrics)} is measured against one",
+                fix="leave --reference out, or name such a metric: --metrics fid",
+            )
+        return cls(metrics, data, fields, shape, extractors, outputs, options, reference, vae, files, notes)
+
+
+def needs_reference(name: str) -> bool:
+    """Tell whether a metric compares images with a reference."""
+    return METRICS[name].sampled and name not in ("is", "accuracy", "clip-score")
+
+
+def feature_options(config: Config) -> FeatureOptions:
+    """Return what the user says of the networks.
+
+    Raises:
+        UsageError: `--features` names none.
+    """
+    kind, _, network = (config.features or DIGITS).partition(":")
+    if kind not in (DIGITS, TORCHVISION) or (kind == TORCHVISION) != bool(network):
+        raise UsageError(f"--features {config.features!r}", expected=f"{DIGITS}, or {TORCHVISION}:NAME")
+    if kind == TORCHVISION and config.features_weights is None:
+        raise UsageError(
+            f"--features {config.features} comes without weights", expected="the file of them: --features-weights FILE"
+        )
+    return FeatureOptions(
+        inception=config.inception,
+        clip=config.clip,
+        dino=config.dino,
+        network=network,
+        features_weights=config.features_weights,
+        resize_mode=config.fid_mode,
+        dtype=config.features_dtype,
+    )
+
+
+def extractor_key(name: str, options: FeatureOptions) -> str:
+    """Return the network of a metric; empty for none."""
+    wanted = METRICS[name].features
+    return (TORCHVISION if options.network else DIGITS) if wanted == "chosen" else wanted
+
+
+def describe_images(config: Config) -> Any:
+    """Return what `--images` names; None without it.
+
+    Raises:
+        UsageError: it is no folder.
+        InputError: there are no images in it.
+    """
+    if config.images is None:
+        return None
+    kind, _, argument = config.images.partition(":")
+    if kind != "folder" or not argument:
+        raise UsageError(f"--images {config.images!r}", expected="folder:PATH, of a folder or a .zip file")
+    from finectl.data.files import describe_files
+
+    return describe_files(argument, DataOptions(skip_bad=bool(config.skip_bad)))
+
+
+def _data(config: Config, parents: Sequence[Artifact]) -> tuple[DataInfo | None, dict[str, Any]]:
+    """Return the data set of the models; None where nothing needs one."""
+    loose = {"data": config.data, "image_size": config.image_size}
+    loose |= {"resize_filter": config.resize_filter or "bicubic", "skip_bad": bool(config.skip_bad)}
+    if config.images is not None and (config.data is None or config.reference is not None):
+        return None, loose
+    only_samples = all(parent.kind == "samples" for parent in parents)
+    if only_samples and config.reference is not None:
+        return None, loose
+    size = None
+    if only_samples and parents and not parents[0].manifest.data.get("vae"):
+        size = _samples_shape(parents[0])[1]
+    elif not only_samples:
+        size = read_config(next(parent for parent in parents if parent.kind != "samples")).image_size
+    data, fields = resolve_data(config, parents, size)
+    return data, fields
+
+
+def _models(config: Config, models: Sequence[Artifact], data: DataInfo | None) -> dict[str, Any] | None:
+    """Check that the models can be sampled and take the data; return the autoencoder of their latents."""
+    found: list[dict[str, Any] | None] = []
+    for artifact in models:
+        model = require_class_conditional(artifact)
+        require_null_class(model, config.guidance)
+        if data is not None:
+            require_fit(artifact, data)
+        if config.steps_every and not any(step % config.steps_every == 0 for step in checkpoints(artifact)):
+            raise InputError(
+                f"{artifact.path} keeps no checkpoint of an update that {config.steps_every} divides",
+                expected=f"checkpoints, such as {', '.join(map(str, checkpoints(artifact)[:5])) or 'none that it has'}",
+                fix="train it with --keep-every N, and give a multiple of N: --steps-every N",
+            )
+        wants_images = config.metrics is None or any(METRICS[m].sampled for m in parse_metrics(config.metrics))
+        of_latents = bool(artifact.manifest.data.get("vae")) or config.vae is not None
+        if wants_images and (config.metrics is not None or not of_latents):
+            found.append(find_autoencoder(config.vae, artifact, model.channels))
+    return found[0] if found else None
+
+
+def _samples_shape(artifact: Artifact) -> tuple[int, int]:
+    """Return channels and side of the images of a `samples` artifact."""
+    shape = tensor_shapes(artifact.file(SAMPLES)).get("images", ())
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise InputError(f"{artifact.path} has images of shape {shape}", expected="(N, C, H, H)")
+    return shape[1], shape[2]
+
+
+def _shape(parents: Sequence[Artifact], vae: dict[str, Any] | None) -> tuple[int, int] | None:
+    """Return channels and side of the images of all inputs.
+
+    Raises:
+        InputError: they differ, so that no one reference goes with all of them.
+    """
+    shapes = {}
+    for artifact in parents:
+        if artifact.kind == "samples":
+            shapes[artifact.path] = _samples_shape(artifact)
+        else:
+            model = read_config(artifact)
+            scale = int(vae["downscale"]) if vae else 1
+            shapes[artifact.path] = (int(vae["channels"]) if vae else model.channels, model.image_size * scale)
+    if len(set(shapes.values())) > 1:
+        shown = ", ".join(f"{path} {c}x{size}x{size}" for path, (c, size) in shapes.items())
+        raise InputError(
+            f"the inputs have images of several shapes: {shown}",
+            expected="one shape, so that one reference goes with all",
+            fix="evaluate them one by one",
+        )
+    return next(iter(shapes.values()), None)
+
+
+def _metrics(
+    config: Config, models: Sequence[Artifact], shape: tuple[int, int] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the metrics, by default those that need no file of weights, and a note on what was left out."""
+    fits = shape == DIGITS_SHAPE or config.features is not None
+    if config.metrics is None:
+        names = (["loss"] if models else []) + (ON_DIGITS if fits else [])
+        if not names:
+            raise UsageError(
+                "no metric is measured on such images unless it is named",
+                expected=f"--metrics with some of: {', '.join(name for name in METRICS if name != 'loss')}",
+                fix="--metrics fid, with --inception FILE",
+            )
+        left = f"{' and '.join(ON_DIGITS)} left out: the bundled features are made for digits"
+        return tuple(names), () if fits else (f"{left}; --metrics names others",)
+    names = parse_metrics(config.metrics)
+    if "loss" in names and not models:
+        raise UsageError("the held-out loss is of a model, and INPUT names none", fix="--metrics without loss")
+    chosen = [name for name in names if METRICS[name].features == "chosen"]
+    if chosen and not fits:
+        raise UsageError(
+            f"--metrics {','.join(chosen)}: the bundled features are made for digits, which these images are not",
+            expected="other features: --features torchvision:NAME --features-weights FILE",
+            fix="--metrics fid,kid, with --inception FILE",
+        )
+    paired = [name for name in names if METRICS[name].paired or name == "clip-score"]
+    if paired and models:
+        raise UsageError(
+            f"--metrics {','.join(paired)} are of images with a pair or a prompt, and {models[0].path} makes neither",
+            expected="a samples artifact, or --images folder:PATH",
+        )
+    return tuple(names), ()
+
+
+def _extractors(
+    metrics: Sequence[str], options: FeatureOptions
+) -> tuple[dict[str, ExtractorInfo], dict[str, tuple[str, ...]]]:
+    """Return the networks that the metrics need, and their outputs."""
+    outputs: dict[str, tuple[str, ...]] = {}
+    for name in metrics:
+        key, output = extractor_key(name, options), METRICS[name].output
+        if key and output not in outputs.get(key, ()):
+            outputs[key] = tuple(sorted((*outputs.get(key, ()), output)))
+    return {key: EXTRACTORS.load(key).describe(options) for key in outputs}, outputs

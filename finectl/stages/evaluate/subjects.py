@@ -1,0 +1,179 @@
+"""What is measured: models, checkpoints of them, generated images, image files; and what each of them cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finectl.artifacts.job import Job
+from finectl.artifacts.lineage import Ancestry, ancestor_cost, model_chain, stored_bytes, total_cost, trace
+from finectl.artifacts.store import Artifact, Workspace, open_artifact
+from finectl.errors import FinectlError, InputError
+from finectl.metrics.report import row_names
+from finectl.models.io import checkpoints, read_config, total_parameters
+from finectl.stages.evaluate.config import Config
+from finectl.stages.evaluate.setup import PROMPTS, SAMPLES, Setup
+from finectl.training.log import NAME as LOG
+from finectl.training.log import read_log
+
+if TYPE_CHECKING:
+    import torch
+
+    from finectl.metrics.sources import Source
+    from finectl.training.generate import Generator
+
+# What decides the images of a `samples` artifact, of those fields that `evaluate` has as well.
+SAMPLING = ("weights", "scheduler", "sampling_steps", "guidance", "seed", "vae_digest")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A row of the comparison.
+
+    Args:
+        name: How the table names it.
+        artifact: The model or the generated images; None for image files.
+        checkpoint: Optimiser updates of the artifact's own training, for a checkpoint of it.
+        updates: Optimiser updates in all, with `--steps-every`.
+    """
+
+    name: str
+    artifact: Artifact | None = None
+    checkpoint: int | None = None
+    updates: int | None = None
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it makes images when it is asked to."""
+        return self.artifact is not None and self.artifact.kind != "samples"
+
+
+def list_subjects(workspace: Workspace, config: Config, parents: Sequence[Artifact]) -> list[Subject]:
+    """Return the rows of the comparison, in the order of the inputs."""
+    if config.images is not None:
+        return [Subject(config.images.partition(":")[2].rstrip("/").rpartition("/")[2])]
+    found: list[Subject] = []
+    for name, artifact in zip(row_names([parent.name for parent in parents]), parents, strict=True):
+        if not config.steps_every or artifact.kind == "samples":
+            found.append(Subject(name, artifact))
+            continue
+        total = int(total_cost(model_chain(trace(workspace, artifact)))["steps"])
+        before = total - int(artifact.manifest.cost.get("steps", 0))
+        kept = [step for step in checkpoints(artifact) if step % config.steps_every == 0]
+        found += [Subject(name, artifact, step, before + step) for step in kept]
+        found.append(Subject(name, artifact, None, total))
+    return found
+
+
+def open_source(job: Job[Config], subject: Subject, generator: Generator | None) -> Source:
+    """Return where the images of a row come from.
+
+    Args:
+        job: The run.
+        subject: The row.
+        generator: Its model, where there is one; images that `finectl sample` made with it are used where they are.
+    """
+    from finectl.metrics.sources import FileImages, GeneratedImages, SampledImages
+
+    config = job.config
+    if subject.artifact is None:
+        from finectl.data.files import open_files
+        from finectl.data.sources import DataOptions
+
+        argument = (config.images or "").partition(":")[2]
+        return FileImages(open_files(argument, DataOptions(skip_bad=bool(config.skip_bad))))
+    made = subject.artifact if not subject.is_model else find_samples(job.workspace, subject, config)
+    if made is not None:
+        from finectl.artifacts.tensors import tensor_shapes
+
+        there = tensor_shapes(made.file(SAMPLES))["images"][0]
+        prompts = tuple(json.loads(made.file(PROMPTS).read_text())) if made.has(PROMPTS) else None
+        return SampledImages(made.file(SAMPLES), min(there, config.samples), prompts)
+    if generator is None:
+        raise InputError(f"{subject.name} has neither images nor a model")
+    return GeneratedImages(generator, config.samples)
+
+
+def find_samples(workspace: Workspace, subject: Subject, config: Config) -> Artifact | None:
+    """Return images that `finectl sample` made of a model under these options, all that are wanted or more.
+
+    Image k depends on the seed and on k alone, up to the rounding of another `--batch-size`.
+    """
+    if subject.artifact is None or subject.checkpoint is not None:
+        return None
+    classes = max(read_config(subject.artifact).num_classes, 1)
+    for path in workspace.paths("samples"):
+        try:
+            made = open_artifact(path, ["samples"])
+        except FinectlError:
+            continue
+        given = made.manifest.config
+        of_this = [parent.digest for parent in made.manifest.parents] == [subject.artifact.manifest.digest]
+        same = all(given.get(key, "") == getattr(config, key) for key in SAMPLING)
+        in_turn = given.get("labels") == ",".join(map(str, range(classes)))
+        if of_this and same and in_turn and int(given.get("samples", 0)) >= config.samples:
+            return made
+    return None
+
+
+def load_generator(job: Job[Config], setup: Setup, subject: Subject, device: torch.device) -> Generator | None:
+    """Load the model of a row; None where it has none."""
+    if subject.artifact is None or not subject.is_model:
+        return None
+    from finectl.training.generate import Generator
+
+    config = job.config
+    return Generator.of(
+        subject.artifact,
+        config.weights,
+        setup.vae["name"] if setup.vae else None,
+        device,
+        checkpoint=subject.checkpoint,
+        scheduler=config.scheduler,
+        sampling_steps=config.sampling_steps,
+        guidance=config.guidance,
+        seed=config.seed,
+        dtype=job.execution.dtype,
+    )
+
+
+def describe(workspace: Workspace, subject: Subject) -> dict[str, Any]:
+    """Return what manifests say of a row: method, size, what was transferred and stored, and what making it cost."""
+    row: dict[str, Any] = {"name": subject.name, "checkpoint": subject.updates}
+    if subject.artifact is None:
+        return row
+    row["digest"] = subject.artifact.manifest.digest
+    ancestry: Any = trace(workspace, subject.artifact)
+    if subject.artifact.kind == "samples":
+        ancestry = ancestry.parents[0] if ancestry.parents else None
+        if not isinstance(ancestry, Ancestry):  # the model is gone
+            return row
+    chain = model_chain(ancestry)
+    first, cost = chain[0].manifest.metrics, total_cost(chain)
+    share = 1.0 if subject.updates is None or not cost["steps"] else subject.updates / cost["steps"]
+    model = read_config(ancestry.artifact)
+    return {
+        **row,
+        "method": first.get("method", ancestry.artifact.kind),
+        "depth": model.depth,
+        "parameters": total_parameters(model),
+        "transferred": first.get("parameters_transferred"),
+        "transferred_with_embedders": first.get("parameters_transferred_with_embedders"),
+        "stored_bytes": stored_bytes(ancestry),
+        "steps": cost["steps"] if subject.updates is None else subject.updates,
+        "seconds": round(cost["wall_s"] * share, 1),
+        "flops": None if cost["flops"] is None else round(cost["flops"] * share),
+        "shared_cost": ancestor_cost(ancestry),
+    }
+
+
+def logged_losses(workspace: Workspace, artifact: Artifact) -> list[tuple[int, float]]:
+    """Return (optimiser updates, held-out loss) of the logs of a model's whole training, tuning counted."""
+    points, before = [], 0
+    for link in model_chain(trace(workspace, artifact)):
+        entries = read_log(link.file(LOG)) if link.has(LOG) else []
+        points += [(before + entry["step"], entry["heldout_loss"]) for entry in entries if "heldout_loss" in entry]
+        before += link.manifest.cost.get("steps", 0)
+    return points

@@ -1,0 +1,120 @@
+"""Floating-point operations of training: what making a model took, whatever the machine.
+
+Counted are matrix products and convolutions, a multiplication and an addition each. A backward pass counts as two
+forward ones; what is computed again to save memory does not count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from finectl.models.io import ModelConfig, build_model
+from finectl.models.unet_config import UNetConfig
+from finectl.training.batches import Batches, share_of
+from finectl.training.distill import Distillation
+from finectl.training.estimate import forward_flops
+
+PASSES = 3
+"""Forward passes that an update is worth: its own, and a backward pass of two."""
+
+
+def training_flops(model: Any, loss: Any, batches: Batches, updates: int) -> int | None:
+    """Return the floating-point operations of a model's training, over all processes.
+
+    They are three times those of a forward pass, for every image seen; a distilling update adds a forward pass of the
+    ancestor, and has no more layers than it runs. Held-out losses and samples are not counted.
+
+    Args:
+        model: What is trained: which of its parameters are frozen decides how a factorised layer computes.
+        loss: What it is trained with.
+        batches: How a batch is shared by processes and parts: where a layer builds its weight, it does so once a part.
+        updates: Optimiser updates, from the first.
+
+    Returns:
+        The number, or None for a network whose operations cannot be followed.
+    """
+    config = model.config
+    sizes = part_sizes(batches)
+    trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    distilling = min(loss.steps, updates) if isinstance(loss, Distillation) else 0
+    depths = Counter(len(loss.layers(update)) for update in range(distilling))
+    depths[config.depth] += updates - distilling
+    operations = 0
+    for images, parts in sizes.items():
+        forward = _by_depth(config, depths, images, trained)
+        if forward is None:
+            return None
+        operations += PASSES * parts * sum(count * forward[depth] for depth, count in depths.items())
+    if distilling:
+        operations += distilling * batches.batch_size * forward_flops(loss.teacher.config)
+    return operations
+
+
+def part_sizes(batches: Batches) -> Counter[int]:
+    """Return into how many parts of which number of images all processes together cut a batch."""
+    parts: Counter[int] = Counter()
+    for rank in range(batches.world.size):
+        mine = share_of(batches.batch_size, rank, batches.world.size)
+        for index in range(len(batches.slots)):
+            part = share_of(mine.stop - mine.start, index, len(batches.slots))
+            parts[part.stop - part.start] += 1
+    return parts
+
+
+def count_forward(config: ModelConfig, images: int, trained: Collection[str] | None = None) -> int | None:
+    """Return the floating-point operations of one forward pass, in training, of so many images.
+
+    Args:
+        config: The architecture; a dense DiT is counted by its formula.
+        images: Images that are computed at once, at least 1.
+        trained: Names of the parameters that are not frozen; all by default.
+
+    Returns:
+        The number, or None for a network whose operations cannot be followed.
+    """
+    counted = _by_depth(config, (config.depth,), images, trained)
+    return None if counted is None else counted[config.depth]
+
+
+def _by_depth(
+    config: ModelConfig, depths: Collection[int], images: int, trained: Collection[str] | None
+) -> dict[int, int] | None:
+    """Return what `count_forward` does, for so many layers of a transformer."""
+    if isinstance(config, UNetConfig):
+        # The preconditioning that is left out holds no product of matrices. Every image takes the same.
+        one = _trace(replace(config, sigma_data=None), 1, trained)
+        return None if one is None else dict.fromkeys(depths, images * one)
+    if config.factorized is None:
+        return {depth: images * forward_flops(replace(config, depth=depth)) for depth in depths}
+    # All layers after the first take the same, so that two tell of any number.
+    one = _trace(replace(config, depth=1), images, trained)
+    two = _trace(replace(config, depth=2), images, trained)
+    if one is None or two is None:
+        return None
+    return {depth: one + (depth - 1) * (two - one) for depth in depths}
+
+
+def _trace(config: ModelConfig, images: int, trained: Collection[str] | None) -> int | None:
+    """Run a model on tensors that have shapes and no values, and count."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        with FakeTensorMode():
+            model = build_model(config).eval()
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(trained is None or name in trained)
+            x = torch.zeros(images, config.channels, config.image_size, config.image_size)
+            zeros = torch.zeros(images, dtype=torch.int64)
+            # The counter does not know the fused attention of a CPU.
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                model(x, zeros, zeros)
+    except RuntimeError:  # an operation that needs values
+        return None
+    return int(counter.get_total_flops())

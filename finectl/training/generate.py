@@ -1,0 +1,104 @@
+"""Images from a model: the reverse process, and the autoencoder's decoder where the model works on latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finectl.artifacts.store import Artifact
+from finectl.data.images import to_uint8
+from finectl.diffusion import sampling
+from finectl.models.dit import DiT
+from finectl.models.io import load_model
+from finectl.models.unet import UNet
+from finectl.models.vae import Vae, load_vae
+from finectl.training.device import arithmetic
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A model and how it is sampled.
+
+    Args:
+        model: On `device`, in evaluation mode.
+        vae: What decodes its latents; None for a model of pixels.
+        scheduler: A key of `finectl.diffusion.schedulers.SCHEDULERS`.
+        sampling_steps: Steps of the reverse process.
+        guidance: Scale of classifier-free guidance; 1 is none.
+        seed: Seed of the run.
+        device: Where to compute.
+        dtype: Arithmetic, as `--dtype` names it.
+    """
+
+    model: DiT | UNet
+    vae: Vae | None
+    scheduler: str
+    sampling_steps: int
+    guidance: float
+    seed: int
+    device: torch.device
+    dtype: str
+
+    @classmethod
+    def of(
+        cls,
+        artifact: Artifact,
+        weights: str,
+        vae: str | None,
+        device: torch.device,
+        *,
+        checkpoint: int | None = None,
+        scheduler: str,
+        sampling_steps: int,
+        guidance: float,
+        seed: int,
+        dtype: str,
+    ) -> Generator:
+        """Load a model and its autoencoder; see the class for the rest."""
+        return cls(
+            load_model(artifact, weights, checkpoint).to(device).eval(),
+            load_vae(vae, device) if vae else None,
+            scheduler,
+            sampling_steps,
+            guidance,
+            seed,
+            device,
+            dtype,
+        )
+
+    def images(self, first: int, labels: Sequence[int], after_step: Callable[[], None] | None = None) -> Tensor:
+        """Generate one batch.
+
+        Args:
+            first: Number of its first image; image k depends on `seed` and k alone.
+            labels: The class of each image.
+            after_step: Called after each step of the reverse process.
+
+        Returns:
+            uint8 levels (B, C, H, W) on the CPU, as an image file would hold them.
+
+        Raises:
+            ComputationError: the images are not finite.
+        """
+        config = self.model.config
+        with arithmetic(self.device, self.dtype):
+            images = sampling.sample_images(
+                self.model,
+                (config.channels, config.image_size, config.image_size),
+                labels,
+                null_label=config.num_classes,
+                scheduler=self.scheduler,
+                sampling_steps=self.sampling_steps,
+                guidance=self.guidance,
+                seed=self.seed,
+                first=first,
+                learned_sigma=config.learn_sigma,
+                device=self.device,
+                after_step=after_step,
+                diffusion=config.diffusion,
+                clip=self.vae is None,
+            )
+        return to_uint8(images if self.vae is None else self.vae.decode(images)).cpu()

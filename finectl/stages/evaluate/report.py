@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from finectl.metrics.plots import (
     plot_loss_by_timestep,
 )
 from finectl.metrics.report import Table, comparison_table
+from finectl.metrics.units import count_text, seconds_text, si_text
 from finectl.stages.evaluate.config import Condition, Config
 
 ROWS = "metrics.json"
@@ -46,7 +48,8 @@ def write_report(
         logs: Held-out losses of the training logs, by the models' names.
         pictures: The first images of each row, uint8 (N, C, H, W).
     """
-    tables = [("Comparison", comparison_table(rows))]
+    comparison = comparison_table(rows)
+    tables = [("Comparison", replace(comparison, notes=(*comparison.notes, *shared_costs(rows))))]
     if job.config.reach is not None:
         tables += [
             (f"Updates until {name} of {bound:g}", reach_table(rows, name, bound, baseline))
@@ -62,6 +65,20 @@ def write_report(
     plot(job.directory / PLOTS, rows, logs, job.console)
     if pictures:
         draw_samples(job.directory / PICTURES, list(pictures.values()), list(pictures))
+
+
+def shared_costs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a note for what was spent once on the ancestor of several models, which their own rows do not count."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for row in rows:
+        cost = row.get("shared_cost") or {}
+        if cost.get("steps") and row["name"] not in found.setdefault(tuple(cost.values()), []):
+            found[tuple(cost.values())].append(row["name"])
+    return [
+        f"{', '.join(names)}: what they were made from cost {count_text(steps)} updates, {seconds_text(wall_s)} s"
+        f"{'' if flops is None else ' and ' + si_text(flops, 'FLOP')}, once for all models that are made from it"
+        for (steps, wall_s, _, flops), names in found.items()
+    ]
 
 
 def bounds_of(reach: str, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, str | None]]:

@@ -131,7 +131,7 @@ class Work:
         config = self.job.config
         if self.heldout is None:
             return
-        with arithmetic(self.device, self.job.execution.dtype):
+        with arithmetic(self.device, "float32"):  # --dtype is for sampling: losses are compared to the last digits
             measured = heldout_loss(
                 generator.model,
                 self.heldout,

@@ -18,7 +18,7 @@ from finectl.training.device import resolve_device
 {call}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-x = torch.zeros(1 << 22)  # 16 MiB
+x = torch.zeros(1 << 24)  # 64 MiB
 for _ in range(16):
     x * 2
 before = faults()

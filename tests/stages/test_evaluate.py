@@ -339,3 +339,26 @@ def test_clip_scores_of_images_with_prompts(tmp_path: Path, workspace: Path) -> 
     (tmp_path / "made" / "metadata.jsonl").write_text("\n".join(lines))
     row = row_of(*arguments)
     assert row["clip-score"]["n"] == 3 and 0 <= row["clip-score"]["value"] <= 100
+
+
+def test_a_classifier_of_the_users(tmp_path: Path, workspace: Path) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v3_small(weights=None, num_classes=2)
+    weights_file = tmp_path / "mine.pth"
+    torch.save(network.state_dict(), weights_file)
+    for index in range(4):
+        folder = tmp_path / "made" / ("cat", "dog", "emu")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 40), (60 * index, 90, 10)).save(folder / f"{index}.png")
+    mine = ("--features", "torchvision:mobilenet_v3_small", "--features-weights", weights_file)
+    made = f"folder:{tmp_path / 'made'}"
+    arguments = ("--images", made, "--reference", made, "--metrics", "frechet,accuracy", *mine)
+    refused(run_cli("evaluate", *arguments), EXIT_USAGE, "1,024 features", "--allow-few")
+    row = row_of(*arguments, "--allow-few")
+    assert row["frechet"]["value"] < 1e-6 and row["accuracy"]["value"] == 0.5
+    assert row["frechet"]["protocol"]["extractor"] == "torchvision:mobilenet_v3_small"
+    (tmp_path / "made" / "emu").mkdir()
+    Image.new("RGB", (30, 40), (1, 2, 3)).save(tmp_path / "made" / "emu" / "9.png")
+    refused(run_cli("evaluate", *arguments, "--allow-few"), EXIT_INPUT, "class 2")

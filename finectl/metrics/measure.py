@@ -126,18 +126,35 @@ def protocol(info: ExtractorInfo | None, dtype: str, count: int, reference: Mapp
     return {**parts, **(reference or {})}
 
 
+# The fewest images for which the formulas give a number; a Fréchet distance takes a covariance.
+LEAST = {"fid-infinity": 16, "is": 10, "kid": 2, "precision": 4, "recall": 4, "density": 6, "coverage": 6}
+FRECHET = "finectl.metrics.frechet"
+
+
 def require_enough(name: str, width: int, count: int, whose: str) -> None:
-    """Refuse a Fréchet distance of fewer images than features: its bias would be larger than what it tells apart.
+    """Refuse a metric of too few images.
+
+    Args:
+        name: A key of `METRICS`.
+        width: Number of features, or 0 where few images are allowed. A Fréchet distance of fewer images than features
+            is biased by more than what it is to tell apart.
+        count: Number of images.
+        whose: What they are, for the message.
 
     Raises:
-        UsageError: there are fewer images than features.
+        UsageError: there are too few.
     """
-    if METRICS[name].target == "finectl.metrics.frechet" and count < width:
-        raise UsageError(
-            f"{name} of {count:,} {whose} in {width:,} features is far from its value for many images",
-            expected=f"at least {width:,} images",
-            fix="--samples 10000 (50000 is customary), or --allow-few for a value that is marked by its n",
-        )
+    is_distance = METRICS[name].target == FRECHET
+    least = LEAST.get(name, 2 if is_distance else 1)
+    wanted = max(least, width if is_distance else 0)
+    if count >= wanted:
+        return
+    if count < least:
+        what, fix = "cannot be computed", "--samples 10000"
+    else:
+        what = f"in {width:,} features is far from its value for many images"
+        fix = "--samples 10000 (50000 is customary), or --allow-few for a value that is marked by its n"
+    raise UsageError(f"{name} of {count:,} {whose} {what}", expected=f"at least {wanted:,} images", fix=fix)
 
 
 def require_labels(labels: Tensor, classes: int) -> None:

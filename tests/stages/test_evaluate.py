@@ -208,7 +208,8 @@ def test_checkpoints_give_curves_and_the_updates_to_a_score(chain: Any) -> None:
     assert plain["loss"] == rows[-1]["loss"]
     for wrong, says in (("loss>1", "lower is better"), ("accuracy>1", "one of: loss"), ("nobody", "no condition")):
         refused(run_cli(*arguments, "--reach", wrong), EXIT_USAGE, says)
-    refused(run_cli("evaluate", trained, "--metrics", "loss", "--reach", "loss<1"), EXIT_USAGE, "--steps-every")
+    for reach in ("loss<1", rows[0]["name"]):
+        refused(run_cli("evaluate", trained, "--metrics", "loss", "--reach", reach), EXIT_USAGE, "--steps-every")
     refused(run_cli("evaluate", chain.model, "--metrics", "loss", "--steps-every", 5), EXIT_INPUT, "--keep-every")
 
 
@@ -249,6 +250,7 @@ def test_what_stands_in_for_no_file_of_weights(chain: Any) -> None:
         (("--reference", "nowhere.safetensors"), EXIT_INPUT, "missing"),
         (("--reference", "nowhere"), EXIT_USAGE, "neither a data set nor a file"),
         (("--images", "digits"), EXIT_USAGE, "folder:PATH"),
+        (("--images", "folder:.", "--image-size", 8), EXIT_USAGE, "their own sizes"),
     ],
 )
 def test_wrong_options(arguments: tuple[object, ...], code: int, says: str, chain: Any) -> None:
@@ -264,7 +266,7 @@ def test_hostile_folders(tmp_path: Path, workspace: Path) -> None:
     Image.new("L", (8, 8), 3).save(tmp_path / "one" / "0.png")
     one = ("evaluate", "--images", f"folder:{tmp_path / 'one'}", *arguments)
     refused(run_cli(*one), EXIT_USAGE, "1 images", "64")
-    refused(run_cli(*one, "--allow-few"), EXIT_INPUT, "at least 2 images")
+    refused(run_cli(*one, "--allow-few"), EXIT_USAGE, "at least 2 images")
     (tmp_path / "colours").mkdir()
     for index in range(2):
         Image.new("RGB", (20, 20), (index, 100, 200)).save(tmp_path / "colours" / f"{index}.png")

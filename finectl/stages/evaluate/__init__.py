@@ -7,7 +7,7 @@ values differ by the models alone. Values whose protocol differs are kept apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from finectl.artifacts.files import read_json_object, sha256_json
@@ -45,7 +45,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         metrics=",".join(setup.metrics),
         vae=setup.vae["name"] if setup.vae else None,
         vae_digest=setup.vae["digest"] if setup.vae else "",
-        extractors_digest=",".join(f"{key}:{info.digest}" for key, info in sorted(setup.extractors.items())),
+        extractors_digest=",".join(f"{key}:{info.digest}" for key, info in sorted(setup.networks.items())),
         reference_digest=f"{reference.part}:{reference.fingerprint}" if reference else "",
         images_digest=f"{files.fingerprint}{files.prompts_digest}" if files else "",
     )
@@ -72,10 +72,12 @@ def require_reachable(config: Config, metrics: Sequence[str], parents: Sequence[
     Raises:
         UsageError: there are no checkpoints to look at, it names no model, or it asks for a metric to become worse.
     """
-    if config.reach is None or config.reach in row_names([parent.name for parent in parents]):
+    if config.reach is None:
         return
     if not config.steps_every:
         raise UsageError(f"--reach {config.reach} is seen in checkpoints", fix="add --steps-every N")
+    if config.reach in row_names([parent.name for parent in parents]):
+        return
     condition = Condition.parse("--reach", config.reach, metrics)
     better = METRICS[condition.metric].better
     if (better == "lower") != condition.comparison.startswith("<"):
@@ -93,6 +95,7 @@ def run(job: Job[Config]) -> Outcome:
     setup = Setup.of(job.config, job.parents)
     subjects = list_subjects(job.workspace, job.config, job.parents)
     with Work.opened(job, setup) as work:
+        work.require_enough(subjects)
         sampled = bool(setup.extractors) or any(METRICS[name].paired for name in setup.metrics)
         each = setup.files.count if setup.files else job.config.samples
         images = (each * len(subjects) * sampled + work.reference.images_to_measure) // job.world.size
@@ -134,11 +137,12 @@ def values(
         return found
     rows = Rows.of(work.chunks(number, subject, source).load())
     for name in names:
-        key = extractor_key(name, setup.options)
-        measured = measure(name, key, rows, against, config.seed)
-        reference = setup.reference.protocol() if setup.reference and needs_reference(name) else None
-        info = setup.extractors.get(key)
-        same = protocol(info, setup.options.dtype, rows.count, reference)
+        measured = measure(name, extractor_key(name, setup.options), rows, against, config.seed)
+        compared = setup.reference if needs_reference(name) else None
+        size = {"image_size": setup.shape[1] if setup.shape else "as stored"}
+        same = protocol(
+            setup.network_of(name), setup.options.dtype, rows.count, compared.protocol() if compared else size
+        )
         if name == "clip-score":
             same["prompts_digest"] = sha256_json(list(source.prompts() or ()))
         found[name] = {**measured.record(), "n": rows.count, "protocol": same}
@@ -165,7 +169,9 @@ def loss_record(work: Work, number: int, subject: Subject) -> dict[str, Any]:
         "data_fingerprint": data.fingerprint,
         "image_size": data.image_size,
         "resize_filter": data.resize_filter,
+        "weights": config.weights,
         "prediction": diffusion.prediction,
+        "noise_schedule": sha256_json(asdict(diffusion)),
     }
     return {**summary, "n": summary["images"], "protocol": same}
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import tensor_shapes
+from finectl.data.files import FilesInfo, describe_files
 from finectl.data.sources import DataInfo, DataOptions
 from finectl.errors import InputError, UsageError
 from finectl.metrics import METRICS
 from finectl.metrics.features import EXTRACTORS, ExtractorInfo, FeatureOptions
+from finectl.metrics.paired import describe_lpips
 from finectl.metrics.reference import ReferenceInfo, describe_reference, require_extractor
 from finectl.models.autoencoder import find_autoencoder
 from finectl.models.io import checkpoints, read_config, require_class_conditional, require_null_class
@@ -37,6 +39,7 @@ class Setup:
         shape: Channels and side of the measured images in pixels; None for files as they are.
         extractors: The networks by their keys.
         outputs: The outputs that are wanted of each.
+        lpips: The network of LPIPS; None when that is not wanted.
         options: What the user says of the networks.
         reference: What the images are compared with; None when no metric needs it.
         vae: What decodes the models' latents.
@@ -50,11 +53,21 @@ class Setup:
     shape: tuple[int, int] | None
     extractors: dict[str, ExtractorInfo]
     outputs: dict[str, tuple[str, ...]]
+    lpips: ExtractorInfo | None
     options: FeatureOptions
     reference: ReferenceInfo | None
     vae: dict[str, Any] | None
-    files: Any = None
+    files: FilesInfo | None = None
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def networks(self) -> dict[str, ExtractorInfo]:
+        """All networks whose weights decide values, by name."""
+        return {**self.extractors, **({"lpips": self.lpips} if self.lpips else {})}
+
+    def network_of(self, metric: str) -> ExtractorInfo | None:
+        """Return the network in which a metric is measured; None where it needs none."""
+        return self.lpips if metric == "lpips" else self.extractors.get(extractor_key(metric, self.options))
 
     @classmethod
     def of(cls, config: Config, parents: Sequence[Artifact]) -> Setup:
@@ -72,11 +85,11 @@ class Setup:
         metrics, notes = _metrics(config, models, shape)
         options = feature_options(config)
         extractors, outputs = _extractors(metrics, options)
+        lpips = describe_lpips(config.lpips) if "lpips" in metrics else None
         sampled = [name for name in metrics if METRICS[name].sampled]
         reference = None
         if any(needs_reference(name) for name in sampled):
-            size = shape[1] if shape else config.image_size
-            raw = config.images is not None and config.image_size is None
+            size, raw = shape[1] if shape else None, config.images is not None
             reads = DataOptions(resize_filter=fields["resize_filter"], skip_bad=fields["skip_bad"])
             reference = describe_reference(config.reference, data, size, reads, as_stored=raw)
             for name, info in extractors.items():
@@ -86,7 +99,7 @@ class Setup:
                 f"--reference {config.reference}: none of the metrics {', '.join(metrics)} is measured against one",
                 fix="leave --reference out, or name such a metric: --metrics fid",
             )
-        return cls(metrics, data, fields, shape, extractors, outputs, options, reference, vae, files, notes)
+        return cls(metrics, data, fields, shape, extractors, outputs, lpips, options, reference, vae, files, notes)
 
 
 def needs_reference(name: str) -> bool:
@@ -124,7 +137,7 @@ def extractor_key(name: str, options: FeatureOptions) -> str:
     return (TORCHVISION if options.network else DIGITS) if wanted == "chosen" else wanted
 
 
-def describe_images(config: Config) -> Any:
+def describe_images(config: Config) -> FilesInfo | None:
     """Return what `--images` names; None without it.
 
     Raises:
@@ -136,8 +149,8 @@ def describe_images(config: Config) -> Any:
     kind, _, argument = config.images.partition(":")
     if kind != "folder" or not argument:
         raise UsageError(f"--images {config.images!r}", expected="folder:PATH, of a folder or a .zip file")
-    from finectl.data.files import describe_files
-
+    if config.image_size is not None:
+        raise UsageError("--images are measured at their own sizes", fix="leave --image-size out")
     return describe_files(argument, DataOptions(skip_bad=bool(config.skip_bad)))
 
 
@@ -156,7 +169,7 @@ def _data(config: Config, parents: Sequence[Artifact]) -> tuple[DataInfo | None,
     elif not only_samples:
         size = read_config(next(parent for parent in parents if parent.kind != "samples")).image_size
     data, fields = resolve_data(config, parents, size)
-    return data, fields
+    return data, fields if config.images is None else {**fields, "image_size": None}
 
 
 def _models(config: Config, models: Sequence[Artifact], data: DataInfo | None) -> dict[str, Any] | None:

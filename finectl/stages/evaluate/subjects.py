@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from finectl.artifacts.job import Job
 from finectl.artifacts.lineage import Ancestry, ancestor_cost, model_chain, stored_bytes, total_cost, trace
 from finectl.artifacts.store import Artifact, Workspace, open_artifact
+from finectl.artifacts.tensors import tensor_shapes
+from finectl.data.files import open_files
+from finectl.data.sources import DataOptions
 from finectl.errors import FinectlError, InputError
 from finectl.metrics.report import row_names
 from finectl.models.io import checkpoints, read_config, total_parameters
@@ -67,42 +70,46 @@ def list_subjects(workspace: Workspace, config: Config, parents: Sequence[Artifa
     return found
 
 
-def open_source(job: Job[Config], subject: Subject, generator: Generator | None) -> Source:
-    """Return where the images of a row come from.
+def count_images(config: Config, setup: Setup, subject: Subject) -> int:
+    """Return how many images of a row are measured."""
+    if setup.files is not None:
+        return setup.files.count
+    if subject.artifact is None or subject.is_model:
+        return config.samples
+    return min(int(tensor_shapes(subject.artifact.file(SAMPLES))["images"][0]), config.samples)
+
+
+def open_images(config: Config, setup: Setup, subject: Subject, made: Artifact | None) -> Source | None:
+    """Return the images of a row that are there already; None when its model has to make them.
 
     Args:
-        job: The run.
+        config: The options.
+        setup: What they mean.
         subject: The row.
-        generator: Its model, where there is one; images that `finectl sample` made with it are used where they are.
+        made: What `find_samples` found.
     """
-    from finectl.metrics.sources import FileImages, GeneratedImages, SampledImages
+    from finectl.metrics.sources import FileImages, SampledImages
 
-    config = job.config
     if subject.artifact is None:
-        from finectl.data.files import open_files
-        from finectl.data.sources import DataOptions
-
         argument = (config.images or "").partition(":")[2]
         return FileImages(open_files(argument, DataOptions(skip_bad=bool(config.skip_bad))))
-    made = subject.artifact if not subject.is_model else find_samples(job.workspace, subject, config)
-    if made is not None:
-        from finectl.artifacts.tensors import tensor_shapes
-
-        there = tensor_shapes(made.file(SAMPLES))["images"][0]
-        prompts = tuple(json.loads(made.file(PROMPTS).read_text())) if made.has(PROMPTS) else None
-        return SampledImages(made.file(SAMPLES), min(there, config.samples), prompts)
-    if generator is None:
-        raise InputError(f"{subject.name} has neither images nor a model")
-    return GeneratedImages(generator, config.samples)
+    if made is None:
+        return None
+    prompts = tuple(json.loads(made.file(PROMPTS).read_text())) if made.has(PROMPTS) else None
+    return SampledImages(made.file(SAMPLES), count_images(config, setup, subject), prompts)
 
 
 def find_samples(workspace: Workspace, subject: Subject, config: Config) -> Artifact | None:
-    """Return images that `finectl sample` made of a model under these options, all that are wanted or more.
+    """Return the images of a row that `finectl sample` made: those that it is, or those of its model.
+
+    Of a model they are made under the same options, all that are wanted or more.
 
     Image k depends on the seed and on k alone, up to the rounding of another `--batch-size`.
     """
     if subject.artifact is None or subject.checkpoint is not None:
         return None
+    if not subject.is_model:
+        return subject.artifact
     classes = max(read_config(subject.artifact).num_classes, 1)
     for path in workspace.paths("samples"):
         try:
@@ -118,10 +125,14 @@ def find_samples(workspace: Workspace, subject: Subject, config: Config) -> Arti
     return None
 
 
-def load_generator(job: Job[Config], setup: Setup, subject: Subject, device: torch.device) -> Generator | None:
-    """Load the model of a row; None where it has none."""
+def load_generator(job: Job[Config], setup: Setup, subject: Subject, device: torch.device) -> Generator:
+    """Load the model of a row.
+
+    Raises:
+        InputError: it has none.
+    """
     if subject.artifact is None or not subject.is_model:
-        return None
+        raise InputError(f"{subject.name} has neither images nor a model")
     from finectl.training.generate import Generator
 
     config = job.config
@@ -152,6 +163,7 @@ def describe(workspace: Workspace, subject: Subject) -> dict[str, Any]:
             return row
     chain = model_chain(ancestry)
     first, cost = chain[0].manifest.metrics, total_cost(chain)
+    # Time and operations of a checkpoint are not kept apart; they are taken to grow with the updates.
     share = 1.0 if subject.updates is None or not cost["steps"] else subject.updates / cost["steps"]
     model = read_config(ancestry.artifact)
     return {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -24,17 +24,20 @@ from finectl.metrics.extraction import Chunks, FeatureExtraction, Pixels
 from finectl.metrics.features import EXTRACTORS, Extractor
 from finectl.metrics.heldout_loss import heldout_loss
 from finectl.metrics.measure import LABELS, PAIRED, TEXT, require_enough, require_labels
-from finectl.metrics.paired import Lpips, describe_lpips, measure_pairs
-from finectl.metrics.sources import FileImages, Read, Source
+from finectl.metrics.paired import Lpips, measure_pairs
+from finectl.metrics.sources import FileImages, GeneratedImages, Read, Source
 from finectl.stages.evaluate.config import Config
 from finectl.stages.evaluate.reference import ReferenceWork
 from finectl.stages.evaluate.setup import Setup, extractor_key, needs_reference
 from finectl.stages.evaluate.sharing import CHUNK_IMAGES, Shares
-from finectl.stages.evaluate.subjects import Subject, load_generator, open_source
+from finectl.stages.evaluate.subjects import Subject, count_images, find_samples, load_generator, open_images
 from finectl.training.device import arithmetic, resolve_device
 from finectl.training.distributed import join, lost_peers_as_errors
 from finectl.training.generate import Generator
 from finectl.training.settings import data_options
+
+if TYPE_CHECKING:
+    from finectl.metrics.features.clip import ClipFeatures
 
 PREVIEW_IMAGES = 20
 
@@ -73,7 +76,7 @@ class Work:
         networks: dict[str, Extractor] = {
             key: EXTRACTORS.load(key).load(info, setup.options, device) for key, info in setup.extractors.items()
         }
-        lpips = Lpips(describe_lpips(config.lpips).path, device) if "lpips" in setup.metrics else None
+        lpips = Lpips(setup.lpips.path, device) if setup.lpips else None
         heldout = None
         if "loss" in setup.metrics and setup.data is not None:
             heldout = load(setup.data.name, "heldout", config.image_size, data_options(config, job))
@@ -89,16 +92,20 @@ class Work:
         Returns:
             The source of its images; None when no metric needs any.
         """
-        lossless = self.heldout is None or self.loss_file(number).exists()
+        lossless = self.heldout is None or not subject.is_model or self.loss_file(number).exists()
         sampled = any(METRICS[name].sampled for name in self.setup.metrics)
-        generator = None if lossless and not sampled else load_generator(self.job, self.setup, subject, self.device)
-        if generator is not None and not lossless:
-            self._measure_loss(number, subject, generator)
+        made = find_samples(self.job.workspace, subject, self.job.config) if sampled else None
+        source = open_images(self.job.config, self.setup, subject, made) if sampled else None
+        if not lossless or (sampled and source is None):
+            generator = load_generator(self.job, self.setup, subject, self.device)
+            if not lossless:
+                self._measure_loss(number, subject, generator)
+            if sampled and source is None:
+                source = GeneratedImages(generator, self.job.config.samples)
         if subject.is_model and self.heldout is not None:
             progress.advance(len(self.heldout), samples=len(self.heldout))
-        if not sampled:
+        if source is None:
             return None
-        source = open_source(self.job, subject, generator)
         self._require_sense(subject, source)
         chunks = self.chunks(number, subject, source)
         for span in self.shares.mine(chunks, progress):
@@ -156,9 +163,8 @@ class Work:
         """Return what is not a feature of an image alone: its label, its prompt's features, values of its pair."""
         rows: dict[str, Tensor] = {LABELS: source.labels(span)}
         if "clip-score" in self.setup.metrics:
-            prompts, network = source.prompts() or (), self.extraction.extractors["clip"]
-            encode: Any = network
-            rows[TEXT] = encode.encode_text([prompts[index] for index in span])
+            prompts, network = source.prompts() or (), cast("ClipFeatures", self.extraction.extractors["clip"])
+            rows[TEXT] = network.encode_text([prompts[index] for index in span])
         paired = [name for name in self.setup.metrics if METRICS[name].paired]
         if paired:
             target = self.reference.images.open(span, self.shares.check)
@@ -168,20 +174,29 @@ class Work:
                 rows[f"{PAIRED}/{name}"] = torch.cat(parts)
         return rows
 
+    def require_enough(self, subjects: Sequence[Subject]) -> None:
+        """Refuse, before any work, metrics that so few images cannot give.
+
+        Raises:
+            UsageError: there are fewer than a metric's formula takes, or, without `--allow-few`, fewer than features.
+        """
+        few, networks = self.job.config.allow_few, self.extraction.extractors
+        for name in (name for name in self.setup.metrics if METRICS[name].sampled):
+            key = extractor_key(name, self.setup.options)
+            width = 0 if few or not key else networks[key].outputs[METRICS[name].output]
+            for subject in subjects:
+                count = count_images(self.job.config, self.setup, subject)
+                require_enough(name, width, count, f"images of {subject.name}")
+            if needs_reference(name) and self.reference.info.count:
+                require_enough(name, width, self.reference.info.count, "reference images")
+
     def _require_sense(self, subject: Subject, source: Source) -> None:
         """Refuse what could be computed and would mean nothing.
 
         Raises:
-            UsageError: there are fewer images than features, and `--allow-few` is not given.
             InputError: the images lack the labels, the prompts or the pairs that a metric needs.
         """
         names, networks = self.setup.metrics, self.extraction.extractors
-        for name in [] if self.job.config.allow_few else names:
-            key = extractor_key(name, self.setup.options)
-            if key and needs_reference(name):
-                width = networks[key].outputs[METRICS[name].output]
-                require_enough(name, width, source.count, f"images of {subject.name}")
-                require_enough(name, width, self.reference.info.count or width, "reference images")
         if "accuracy" in names:
             key = extractor_key("accuracy", self.setup.options)
             require_labels(source.labels(range(source.count)), networks[key].outputs["logits"])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from support import Ran, run_cli, weights
 
+from finectl.artifacts.files import write_json
+from finectl.artifacts.job import Job, Outcome, Plan, Stage
 from finectl.artifacts.manifest import read_manifest
+from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
 from finectl.errors import EXIT_COMPUTATION, EXIT_INPUT, EXIT_USAGE
+from finectl.runner import RunOptions, run_stage
 
 COUNT = 70
 SAMPLING = ("--samples", COUNT, "--sampling-steps", 2)
@@ -341,6 +346,39 @@ def test_clip_scores_of_images_with_prompts(tmp_path: Path, workspace: Path) -> 
     (tmp_path / "made" / "metadata.jsonl").write_text("\n".join(lines))
     row = row_of(*arguments)
     assert row["clip-score"]["n"] == 3 and 0 <= row["clip-score"]["value"] <= 100
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A stage without options."""
+
+
+def test_clip_scores_of_samples_that_came_with_prompts(tmp_path: Path, workspace: Path) -> None:
+    def make(job: Job[NoOptions]) -> Outcome:
+        images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        save_tensors(job.directory / "samples.safetensors", {"images": images, "labels": torch.zeros(3).long()})
+        write_json(job.directory / "prompts.json", ["a cat", "a dog", "a cat"])
+        return Outcome()
+
+    stage = Stage(
+        "sample", 1, "samples", NoOptions, lambda config: None, lambda config, parents: Plan(config, slug="text"), make
+    )
+    made = run_stage(stage, NoOptions(), [], RunOptions(workspace=workspace)).artifact
+    assert made is not None
+    row = row_of(
+        made.path, "--metrics", "clip-score,fd-clip", "--clip", tiny_clip(tmp_path / "clip"), *few_against_self(made)
+    )
+    assert row["clip-score"]["n"] == 3 and len(row["clip-score"]["protocol"]["prompts_digest"]) == 64
+    assert row["fd-clip"]["value"] < 1e-6, "the same pictures, from files and from the artifact"
+
+
+def few_against_self(made: Artifact) -> tuple[object, ...]:
+    """Return the options that compare samples with pictures of their own."""
+    folder = made.path.parent / "pictures"
+    folder.mkdir()
+    for index, levels in enumerate(load_tensors(made.file("samples.safetensors"))["images"]):
+        Image.fromarray(levels.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    return "--reference", f"folder:{folder}", "--allow-few"
 
 
 def test_a_classifier_of_the_users(tmp_path: Path, workspace: Path) -> None:

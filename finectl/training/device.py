@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 
 from finectl.errors import UsageError
-
-# glibc's mallopt: above which size a block is mapped apart, and how much free memory goes back to the system.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-LARGEST_BLOCK_BYTES, LARGEST_REST_BYTES = 1 << 30, (1 << 31) - 1
-MALLOC_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-
-
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:
-    """Let the C library keep the memory of freed tensors for the next ones, and return whether it does.
-
-    By default it gives every large block back at once, and the kernel clears it, page by page, when the next tensor
-    asks for it: a tenth of the time of a network's pass on a CPU, a fifth in bfloat16. The user's own settings stay.
-    """
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in MALLOC_VARIABLES):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library than glibc
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK_BYTES) and mallopt(M_TRIM_THRESHOLD, LARGEST_REST_BYTES))
-
+from finectl.training.memory import tune_allocator
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device that `--device` names; `auto` and `cuda` are this process's CUDA device where there is one.
+
+    On a CPU the process keeps, from here on, the memory that it frees (`tune_allocator`).
 
     Raises:
         UsageError: the name is none of a device, or that device is not there.
@@ -59,7 +36,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
             fix="--device cpu; finectl doctor says what torch sees",
         )
     if device.type == "cpu":
-        keep_freed_memory()
+        tune_allocator()
     return device
 
 

@@ -138,13 +138,11 @@ def trial_run(config: ModelConfig, execution: Execution, images: int) -> Run:
     from finectl.models.io import build_model
     from finectl.training.batches import Batches
     from finectl.training.device import Arithmetic, resolve_device
-    from finectl.training.memory import checkpoint_activations, tune_allocator
+    from finectl.training.memory import checkpoint_activations
     from finectl.training.run import Run
     from finectl.training.step import Ema, make_optimizer
 
     device = resolve_device(execution.device)
-    if device.type == "cpu":
-        tune_allocator()
     random = generator_for("trial", 0)
     classes = max(config.num_classes, 1)
     info = DataInfo("trial", "", images, images, 0, config.image_size, config.channels, classes, (), False)

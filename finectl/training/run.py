@@ -20,7 +20,7 @@ from finectl.models.dit import drop_labels
 from finectl.training.batches import Batches
 from finectl.training.device import Arithmetic, resolve_device
 from finectl.training.distributed import join, without_sync, wrap
-from finectl.training.memory import checkpoint_activations, tune_allocator
+from finectl.training.memory import checkpoint_activations
 from finectl.training.settings import TrainSettings
 from finectl.training.step import Ema, clip_gradients, lr_factor, make_optimizer
 
@@ -102,8 +102,6 @@ def prepare(
     """
     execution, world = job.execution, job.world
     device = resolve_device(execution.device, world.local_rank)
-    if device.type == "cpu":
-        tune_allocator()
     join(world, device)
     # A model that no device can hold is sharded from the CPU, block by block.
     model.train() if sharded else model.to(device).train()

@@ -10,7 +10,8 @@ import torch
 from support import child_environment
 
 from finectl.errors import UsageError
-from finectl.training.device import MALLOC_VARIABLES, keep_freed_memory, resolve_device
+from finectl.training.device import resolve_device
+from finectl.training.memory import tune_allocator
 
 FAULTS = """
 import resource, torch
@@ -43,16 +44,6 @@ def test_there_is_a_cpu_and_no_other_name_for_it() -> None:
             resolve_device(name)
 
 
-@pytest.mark.skipif(not keep_freed_memory(), reason="not glibc, or the user has settings of their own")
+@pytest.mark.skipif(not tune_allocator(), reason="another C library than glibc")
 def test_freed_memory_is_kept_for_the_next_tensor() -> None:
     assert page_faults("resolve_device('cpu')") < page_faults("") / 4
-
-
-@pytest.mark.parametrize("name", MALLOC_VARIABLES)
-def test_the_users_own_settings_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "1")
-    keep_freed_memory.cache_clear()
-    try:
-        assert not keep_freed_memory()
-    finally:
-        keep_freed_memory.cache_clear()

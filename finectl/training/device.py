@@ -11,6 +11,7 @@ import torch
 from finectl.errors import UsageError
 from finectl.training.memory import tune_allocator
 
+
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device that `--device` names; `auto` and `cuda` are this process's CUDA device where there is one.
 

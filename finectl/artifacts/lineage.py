@@ -14,6 +14,11 @@ TENSORS = ".safetensors"
 EARLIER = "checkpoints/"
 
 
+# The stage at which a model begins: what it starts from, be it a dense model, is an ancestor with a cost of its own.
+INITIALISING = "init"
+RAW, AVERAGED = "model.safetensors", "ema.safetensors"
+
+
 @dataclass(frozen=True)
 class Ancestry:
     """An artifact and the ancestries of its parents; a parent that is gone is only its record."""
@@ -66,15 +71,18 @@ def stored_bytes(ancestry: Ancestry) -> int | None:
 
     Returns:
         Bytes of the tensor files of the parent (its learngene, or another) of the first model of the chain, without
-        weights of earlier updates; 0 when nothing was taken from any; None when that parent is gone.
+        weights of earlier updates, and without raw weights where there are averaged ones; 0 when nothing was taken
+        from any; None when that parent is gone.
     """
     source = _source(_links(ancestry)[0])
     if source is None:
         return 0
     if not isinstance(source, Ancestry):
         return None
+    # Of raw and averaged weights the averaged ones are what is taken.
+    left_out = (EARLIER, RAW) if source.artifact.has(AVERAGED) else (EARLIER,)
     files = source.artifact.manifest.files
-    return sum(file.bytes for file in files if file.path.endswith(TENSORS) and not file.path.startswith(EARLIER))
+    return sum(file.bytes for file in files if file.path.endswith(TENSORS) and not file.path.startswith(left_out))
 
 
 def ancestor_cost(ancestry: Ancestry) -> dict[str, Any] | None:
@@ -103,7 +111,7 @@ def ancestor_cost(ancestry: Ancestry) -> dict[str, Any] | None:
 def _links(ancestry: Ancestry) -> list[Ancestry]:
     """Return the ancestries of a chain of models, from the first initialisation to the last."""
     links = [ancestry]
-    while (source := _source(links[0])) is not None:
+    while links[0].artifact.manifest.stage != INITIALISING and (source := _source(links[0])) is not None:
         if not isinstance(source, Ancestry) or source.artifact.kind != "model":
             break
         links.insert(0, source)

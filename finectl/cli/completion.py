@@ -78,6 +78,7 @@ def _command(name: str, help_text: str, parsed: Any) -> Command:
 def _named_values(name: str) -> tuple[str, ...]:
     """Return the values of the options whose names stand in a table."""
     from finectl.artifacts.kinds import KINDS
+    from finectl.cli.ls import LISTED_METHODS
     from finectl.data.sources import ARGUMENTS, SOURCES
     from finectl.diffusion.schedulers import SCHEDULERS
     from finectl.initializers import METHODS
@@ -91,7 +92,8 @@ def _named_values(name: str) -> tuple[str, ...]:
         "metrics": tuple(METRICS),
         "scheduler": tuple(SCHEDULERS),
         "device": ("auto", "cpu", "cuda"),
-        "kind": tuple(KINDS),
+        "variant": tuple(dict.fromkeys(variant for method in METHODS.values() for variant in method.variants)),
+        "kind": (*KINDS, LISTED_METHODS),
     }
     return tables.get(name, ())
 

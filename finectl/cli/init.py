@@ -11,6 +11,7 @@ from finectl.cli.command import stage_command
 def init(
     input: opt.Input = None,
     method: opt.Method = "fine",
+    variant: opt.Variant = None,
     depth: opt.Depth = None,
     model: opt.ModelOrNone = None,
     sigma: opt.Sigma = None,
@@ -26,5 +27,6 @@ def init(
     """Initialise a dense model of any depth.
 
     --method fine builds it from a learngene and tunes sigma briefly on a part of the target data; --method he is DiT's
-    own initialisation, the control, with INPUT's shapes or those of --model.
+    own initialisation, the control, with INPUT's shapes or those of --model. The others start from a dense model:
+    `finectl ls methods` says what each does, what it needs, and where it is from.
     """

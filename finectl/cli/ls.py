@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -11,7 +12,10 @@ import typer
 from finectl.cli import options as opt
 from finectl.console import Console
 
-Kind = Annotated[str | None, typer.Argument(metavar="[KIND]", help="Only artifacts of this kind.")]
+LISTED_METHODS = "methods"
+Kind = Annotated[
+    str | None, typer.Argument(metavar="[KIND]", help="Only artifacts of this kind; methods: how init can start.")
+]
 
 
 def ls(kind: Kind = None, workspace: opt.Workspace = None, json_output: opt.Json = False) -> None:
@@ -25,9 +29,13 @@ def ls(kind: Kind = None, workspace: opt.Workspace = None, json_output: opt.Json
     from finectl.errors import UsageError
     from finectl.registry import nearest
 
+    if kind == LISTED_METHODS:
+        _list_methods(json_output)
+        return
     if kind is not None and kind not in KINDS:
         raise UsageError(
-            f"there is no kind {kind!r}{nearest(kind, list(KINDS))}", expected=f"one of: {', '.join(KINDS)}"
+            f"there is no kind {kind!r}{nearest(kind, [*KINDS, LISTED_METHODS])}",
+            expected=f"one of: {', '.join([*KINDS, LISTED_METHODS])}",
         )
     notes = Console()
     found: list[Artifact] = []
@@ -58,3 +66,27 @@ def ls(kind: Kind = None, workspace: opt.Workspace = None, json_output: opt.Json
         Console(stream=sys.stdout).table(title, ["artifact", "created (UTC)", "MB", "steps"], rows)
     else:
         sys.stdout.writelines(f"{artifact.path}\n" for artifact in found)
+
+
+def _list_methods(json_output: bool) -> None:
+    """Print the initialisation methods: what each starts from, what it can, and where it is from."""
+    from finectl.initializers import METHODS
+
+    if json_output:
+        for name, method in METHODS.items():
+            sys.stdout.write(json.dumps({"method": name, **asdict(method)}) + "\n")
+        return
+    columns = ["method", "needs", "variants", "width", "updates", "what it does", "reference"]
+    rows = [
+        [
+            name,
+            "shapes only" if method.anew else method.sources[0],
+            ", ".join(method.variants) or "-",
+            "any" if method.widths else "its own",
+            "--tune-steps" if method.tunes else "0",
+            method.help,
+            method.reference,
+        ]
+        for name, method in METHODS.items()
+    ]
+    Console(stream=sys.stdout).table("init --method", columns, rows)

@@ -128,7 +128,9 @@ CondenseSteps = Annotated[
 ]
 ModelOrNone = Annotated[
     str | None,
-    typer.Option("--model", metavar="PRESET", help="Build this preset instead of INPUT's shapes (--method he only)."),
+    typer.Option(
+        "--model", metavar="PRESET", help="Build this preset instead of INPUT's shapes, where the method can."
+    ),
 ]
 Depth = Annotated[int | None, typer.Option("--depth", min=1, help="Number of layers. [default: the preset's]")]
 Factorize = Annotated[
@@ -150,7 +152,10 @@ FrequencyDivisor = Annotated[
         "--frequency-divisor", min=1, help="Divisor of the time frequencies: 128 as DiT's authors, 127 as diffusers."
     ),
 ]
-Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Initialisation method: fine or he.")]
+Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Initialisation method: see finectl ls methods.")]
+Variant = Annotated[
+    str | None, typer.Option("--variant", metavar="NAME", help="Variant of the method. [default: its usual one]")
+]
 Sigma = Annotated[
     Literal["interpolated", "nearest", "identical", "random"] | None,
     typer.Option(
@@ -173,7 +178,9 @@ TuneSamples = Annotated[
     int | None,
     typer.Option("--tune-samples", min=1, help="Images tuned on, a fixed part. [default: 5 %, at least 256]"),
 ]
-TuneLr = Annotated[float, typer.Option("--tune-lr", min=0.0, help="Learning rate of sigma and biases, cosine to 0.")]
+TuneLr = Annotated[
+    float, typer.Option("--tune-lr", min=0.0, help="Rate of what is tuned in place of weights (sigma), cosine to 0.")
+]
 TuneBiases = Annotated[bool, typer.Option("--tune-biases/--no-tune-biases", help="Tune the biases with sigma.")]
 Depths = Annotated[
     str, typer.Option("--depths", metavar="LIST", help="Depths of the family whose storage is compared.")
@@ -245,7 +252,9 @@ Labels = Annotated[
 Metrics = Annotated[
     str | None,
     typer.Option(
-        "--metrics", metavar="LIST", help="Separated by commas, see below. [default: loss; on digits frechet, accuracy]"
+        "--metrics",
+        metavar="LIST",
+        help="Those above, separated by commas. [default: loss; on digits frechet, accuracy]",
     ),
 ]
 Draws = Annotated[int, typer.Option("--draws", min=1, help="Noise draws an image in the held-out loss.")]

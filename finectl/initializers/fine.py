@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from finectl.artifacts.store import Artifact
-from finectl.data.dataset import load
 from finectl.diffusion.random import generator_for
 from finectl.initializers.base import Initialized, Request
+from finectl.initializers.transfer import count, fitting
+from finectl.initializers.tuning import tune
 from finectl.models.dit import DiT, dense_state_dict, initialize_
 from finectl.models.learngene import Learngene, evenly_spaced, load_learngene
 from finectl.models.presets import LAYER_TYPES
-from finectl.training.loop import fit
-from finectl.training.settings import PAPER, SMALL, TrainSettings, data_options
 
 BRANCH_ENDS = ("o", "out")
 
@@ -39,30 +38,22 @@ def initialize(request: Request) -> Initialized:
     learngene = load_learngene(cast(Artifact, request.source))
     model_config = replace(request.target, factorized=learngene.config.factorized)
     model = initialize_(DiT(model_config), generator_for("init", config.seed))
-    rest = transferable_rest(learngene, model, request.same_labels)
+    rest = fitting(request, learngene.rest, model.state_dict())
     factors = {f"factors.{name}": value for name, value in learngene.factors.items()}
     curves = place_curves(learngene, request.target.depth, config.sigma, config.depth_scale)
     model.load_state_dict({**model.state_dict(), **factors, **rest, **curves})
     cost: dict[str, Any] = {}
     if config.tune_steps:
         freeze(model, copied=rest, biases=config.tune_biases)
-        cost = tune(request, model)
+        # Adam moves a parameter by about its learning rate an update, so sigma, of scale 1, and the biases that go with
+        # it get a rate of their own; parts that start anew keep the usual one.
+        cost = tune(request, model, block_lr=config.tune_lr).cost
     return Initialized(
         {name: value.cpu() for name, value in dense_state_dict(model, model_config).items()},
-        transferred=_count(factors) + (_count(learngene.curves) if curves else 0),
-        transferred_embedders=_count(rest),
+        transferred=count(factors) + (count(learngene.curves) if curves else 0),
+        transferred_embedders=count(rest),
         cost=cost,
     )
-
-
-def transferable_rest(learngene: Learngene, model: DiT, same_labels: bool) -> dict[str, Tensor]:
-    """Return the embedders and the final layer that fit the target: other channels or classes start anew."""
-    wanted = model.state_dict()
-    return {
-        name: value
-        for name, value in learngene.rest.items()
-        if value.shape == wanted[name].shape and (same_labels or not name.startswith("y_embedder."))
-    }
 
 
 def place_curves(learngene: Learngene, depth: int, sigma: str, depth_scale: float) -> dict[str, Tensor]:
@@ -125,36 +116,3 @@ def freeze(model: DiT, copied: Mapping[str, Tensor], biases: bool) -> None:
         is_bias = in_block and name.endswith(".bias")
         is_anew = not in_block and not name.startswith("factors.") and name not in copied
         parameter.requires_grad_(name.endswith(".sigma") or (is_bias and biases) or is_anew)
-
-
-def tune(request: Request, model: DiT) -> dict[str, Any]:
-    """Tune what is trainable on a small, fixed part of the target data and return the cost.
-
-    Adam moves a parameter by about its learning rate an update, so sigma, of scale 1, and the biases that go with it
-    get a rate of their own, which falls to 0; parts that start anew keep the usual one.
-    """
-    config = request.job.config
-    whole = load(config.data, "train", config.image_size, data_options(config, request.job))
-    part = whole.subset(config.tune_samples, config.seed)
-    usual = (SMALL if request.data.bundled else PAPER)["lr"]
-    settings = TrainSettings(
-        steps=config.tune_steps,
-        batch_size=config.batch_size,
-        lr=usual,
-        lr_schedule="cosine",
-        warmup_steps=0,
-        weight_decay=0.0,
-        ema=0.0,
-        eval_every=0,
-        seed=config.seed,
-    )
-    named = list(model.named_parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in named if name.startswith("blocks.")], "lr": config.tune_lr},
-        {"params": [parameter for name, parameter in named if not name.startswith("blocks.")], "lr": usual},
-    ]
-    return fit(request.job, model, part, settings, groups=groups, shardable=False).cost
-
-
-def _count(tensors: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() for value in tensors.values())

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
 from finectl.data.sources import DataInfo
 from finectl.errors import UsageError
-from finectl.initializers import METHODS, SOURCES
+from finectl.initializers import METHODS
 from finectl.models.io import read_dit_config, save_model
 from finectl.models.learngene import dense_config, sigma_rule
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
+from finectl.registry import nearest
 from finectl.training.settings import PAPER, SMALL, DataFields, resolve_data
 
 SMALL_TUNE_STEPS = 50
 PAPER_TUNE_STEPS = 300
 TUNE_PERCENT = 5
 LEAST_TUNE_SAMPLES = 256
+# Options that only some methods read, and what they are for the others.
+UNREAD: dict[str, Any] = {
+    "sigma": "random",
+    "depth_scale": 0.0,
+    "tune_steps": 0,
+    "tune_samples": None,
+    "tune_lr": 0.0,
+    "tune_biases": False,
+    "flip": False,
+    "batch_size": None,
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Config(DataFields):
     """The options of `finectl init`; None is a default that depends on the input or the data."""
 
     method: str
+    variant: str | None
     depth: int | None
     model: str | None
     sigma: str | None
@@ -41,20 +54,37 @@ class Config(DataFields):
 
 
 def reads(config: Config) -> Reads | None:
-    """Return what the method starts from; with `--model`, the control needs nothing.
+    """Return what the method starts from; with `--model`, one that takes nothing from INPUT needs none.
 
     Raises:
         UsageError: there is no such method, or `--model` goes with one that takes its shapes from its input.
     """
-    METHODS[config.method]  # an unknown name is an error here
+    method = METHODS[config.method]  # an unknown name is an error here
     if config.model is None:
-        return Reads("source", SOURCES[config.method])
-    if config.method != "he":
+        return Reads("source", method.sources)
+    if not method.widths:
         raise UsageError(
             f"--model {config.model} does not go with --method {config.method}, which takes its shapes from INPUT",
             fix="leave --model out",
         )
-    return None
+    return None if method.anew else Reads("source", method.sources)
+
+
+def variant_of(config: Config) -> str | None:
+    """Return the variant of the method, the usual one where none is named.
+
+    Raises:
+        UsageError: the method has no such variant.
+    """
+    known = METHODS[config.method].variants
+    if config.variant is None:
+        return known[0] if known else None
+    if config.variant not in known:
+        raise UsageError(
+            f"--method {config.method} has no variant {config.variant!r}{nearest(config.variant, list(known))}",
+            expected=f"one of: {', '.join(known)}" if known else "no --variant",
+        )
+    return config.variant
 
 
 def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
@@ -68,24 +98,26 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     data, fields = resolve_data(config, parents, source.image_size if source and config.data is None else None)
     target = architecture(config, source, data)
     usual_batch = int((SMALL if data.bundled else PAPER)["batch_size"])
-    tunes = config.method == "fine"
-    samples = max(LEAST_TUNE_SAMPLES, data.train_count * TUNE_PERCENT // 100)
+    method = METHODS[config.method]
+    part = data.train_count if method.whole_data else max(LEAST_TUNE_SAMPLES, data.train_count * TUNE_PERCENT // 100)
     steps = SMALL_TUNE_STEPS if data.bundled else PAPER_TUNE_STEPS
     resolved = replace(
         config,
         depth=target.depth,
+        variant=variant_of(config),
         **fields,
-        tune_steps=(steps if config.tune_steps is None else config.tune_steps) if tunes else 0,
+        tune_steps=steps if config.tune_steps is None else config.tune_steps,
         sigma=config.sigma or (sigma_rule(parents[0].manifest) if parents else None),
-        tune_samples=(config.tune_samples or min(samples, data.train_count)) if tunes else None,
-        batch_size=(config.batch_size or usual_batch) if tunes else None,
+        tune_samples=config.tune_samples or min(part, data.train_count),
+        batch_size=config.batch_size or usual_batch,
     )
-    if not tunes:  # what the method does not read does not make another artifact
-        resolved = replace(resolved, sigma="random", depth_scale=0.0, tune_lr=0.0, tune_biases=False, flip=False)
+    # What the method does not read does not make another artifact.
+    resolved = replace(resolved, **{name: value for name, value in UNREAD.items() if name not in method.options})
     parameters = count_parameters(target)["total"]
+    named = [config.method, *([resolved.variant] if resolved.variant in method.variants[1:] else [])]
     return Plan(
         resolved,
-        slug=f"{family_name(target).replace('/', '-')}-{config.method}-l{target.depth}",
+        slug="-".join([family_name(target).replace("/", "-"), *named, f"l{target.depth}"]),
         data=data,
         summary={"parameters": parameters, "disk_bytes": 4 * parameters},
     )
@@ -93,20 +125,15 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
 
 def architecture(config: Config, source: DiTConfig | None, data: DataInfo) -> DiTConfig:
     """Return the dense target: the shapes of the source or of `--model`, with the data's images and classes."""
+    given: dict[str, Any] = {"image_size": data.image_size, "channels": data.channels, "num_classes": data.num_classes}
+    if config.model is None and source is not None:
+        return replace(dense_config(source, config.depth or source.depth), **given)
+    shapes = preset(cast(str, config.model), depth=config.depth, **given)
     if source is None:
-        return preset(
-            cast(str, config.model),
-            depth=config.depth,
-            image_size=data.image_size,
-            channels=data.channels,
-            num_classes=data.num_classes,
-        )
-    return replace(
-        dense_config(source, config.depth or source.depth),
-        image_size=data.image_size,
-        channels=data.channels,
-        num_classes=data.num_classes,
-    )
+        return shapes
+    # Another width, and all else as the source has it: what is predicted, from which noise, with which frequencies.
+    sizes: dict[str, Any] = {name: getattr(shapes, name) for name in ("width", "depth", "heads", "patch_size")}
+    return replace(dense_config(source, shapes.depth), **given, **sizes)
 
 
 def run(job: Job[Config]) -> Outcome:

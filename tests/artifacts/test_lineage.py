@@ -88,7 +88,7 @@ def test_earlier_updates_are_not_what_a_model_is_made_from(chain: Any) -> None:
     assert (condensed / "checkpoints").is_dir()
     dense = lineage(chain, chain.model)
     fake = replace(dense, parents=(lineage(chain, condensed),))
-    assert stored_bytes(fake) == sum(file.stat().st_size for file in condensed.glob("*.safetensors"))
+    assert stored_bytes(fake) == (condensed / "ema.safetensors").stat().st_size
 
 
 def test_a_dense_ancestor_counts_as_shared(chain: Any) -> None:
@@ -105,3 +105,13 @@ def test_a_dense_ancestor_counts_as_shared(chain: Any) -> None:
     assert shared["steps"] == sum(cost(path)["steps"] for path in everything)
     assert shared["flops"] == sum(cost(path)["flops"] for path in everything)
     assert total_cost(model_chain(found))["flops"] == 0
+
+
+def test_a_model_begins_where_it_is_initialised_from_a_dense_one(chain: Any) -> None:
+    made = run_cli("init", chain.model, "--method", "weight-selection", "--depth", 2).path
+    found = lineage(chain, made)
+    assert [link.path for link in model_chain(found)] == [made] and total_cost(model_chain(found))["steps"] == 0
+    shared = ancestor_cost(found)
+    everything = (chain.model, chain.init, chain.condensed)
+    assert shared is not None and shared["steps"] == sum(cost(path)["steps"] for path in everything)
+    assert stored_bytes(found) == (chain.model / "ema.safetensors").stat().st_size, "one of its two sets of weights"

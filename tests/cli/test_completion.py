@@ -13,6 +13,7 @@ from support import ROOT, run_cli
 from finectl.artifacts.kinds import KINDS
 from finectl.cli.commands import COMMANDS
 from finectl.cli.completion import read_table, script
+from finectl.initializers import METHODS
 
 FILES = {"bash": "finectl.bash", "zsh": "_finectl", "fish": "finectl.fish"}
 
@@ -68,9 +69,9 @@ def test_bash_completes_commands_options_and_values() -> None:
     assert "--rank" not in complete("train", "--")
     assert complete("condense", "--model", "dit-n") == ["dit-nano"]
     assert complete("sample", "--scheduler", "dd") == ["ddpm", "ddim"]
-    assert complete("init", "--method", "") == ["fine", "he"]
+    assert sorted(complete("init", "--method", "")) == sorted(METHODS)
     assert complete("condense", "--dtype", "b") == ["bfloat16"]
-    assert set(complete("ls", "")) == set(KINDS)
+    assert set(complete("ls", "")) == {*KINDS, "methods"}
     assert complete("completion", "b") == ["bash"]
     assert complete("condense", "--depth", "") == []
     assert "etc" in complete("condense", "--workspace", "et")

@@ -238,16 +238,16 @@ def test_other_channels_start_the_input_and_output_anew(ancestor: Any, tmp_path:
 
 
 def test_tuning_sees_a_small_fixed_part_of_the_data(ancestor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finectl.initializers import fine
+    from finectl.initializers import tuning
 
     seen = []
-    real = fine.fit
+    real = tuning.fit
 
     def watch(job: Any, model: Any, data: Any, *rest: Any, **more: Any) -> Any:
         seen.append(data)
         return real(job, model, data, *rest, **more)
 
-    monkeypatch.setattr(fine, "fit", watch)
+    monkeypatch.setattr(tuning, "fit", watch)
     for seed in (0, 0, 1):
         init(ancestor, "--depth", 1, "--tune-steps", 1, "--tune-samples", 50, "--seed", seed, "--force")
     assert [len(data) for data in seen] == [50, 50, 50]

@@ -1,0 +1,54 @@
+"""The few updates that some methods make before their weights are written out: data, settings and learning rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finectl.data.dataset import load
+from finectl.initializers.base import Request
+from finectl.models.dit import DiT
+from finectl.training.loop import Trained, fit
+from finectl.training.run import Loss, plain_loss
+from finectl.training.settings import PAPER, SMALL, TrainSettings, data_options
+
+BLOCKS = "blocks."
+
+
+def tune(request: Request, model: DiT, *, block_lr: float | None = None, loss: Loss = plain_loss) -> Trained:
+    """Tune what is trainable for `--tune-steps` updates, on `--tune-samples` images of the target's training data.
+
+    Args:
+        request: What is to be made.
+        model: The target, or what its weights are made of.
+        block_lr: Rate of the blocks' parameters, where they are not weights; all others keep the usual rate. Rates fall
+            to 0 along a cosine.
+        loss: Each image's loss.
+
+    Raises:
+        ComputationError: the loss is not finite.
+        Interrupted: a signal came; the state is saved.
+    """
+    config = request.job.config
+    data = load(config.data, "train", config.image_size, data_options(config, request.job))
+    if config.tune_samples < len(data):
+        data = data.subset(config.tune_samples, config.seed)
+    usual = (SMALL if request.data.bundled else PAPER)["lr"]
+    settings = TrainSettings(
+        steps=config.tune_steps,
+        batch_size=config.batch_size,
+        lr=usual,
+        lr_schedule="cosine",
+        warmup_steps=0,
+        weight_decay=0.0,
+        ema=0.0,
+        eval_every=0,
+        seed=config.seed,
+    )
+    groups: list[dict[str, Any]] | None = None
+    if block_lr is not None:
+        named = list(model.named_parameters())
+        groups = [
+            {"params": [parameter for name, parameter in named if name.startswith(BLOCKS)], "lr": block_lr},
+            {"params": [parameter for name, parameter in named if not name.startswith(BLOCKS)], "lr": usual},
+        ]
+    return fit(request.job, model, data, settings, groups=groups, loss=loss, shardable=False)

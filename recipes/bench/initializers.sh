@@ -8,6 +8,7 @@
 set -euo pipefail
 depths=${1:-2 4 6 8} updates=${2:-300} seeds=${3:-0 1 2} budget=${4:-1500}
 tuning=50
+rate=${ANCESTOR_LR:-4e-3} # that of condense on bundled data: at train's own 1e-3 the ancestor would be the worse trained one
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 
 # METHOD VARIANT KIND TUNES, a line each
@@ -22,7 +23,7 @@ for line in map(json.loads, sys.stdin):
 models=()
 for seed in $seeds; do
     ancestor=$(finectl init --method he --model dit-nano --depth 6 --seed "$seed" --quiet |
-        finectl train - --steps "$budget" --seed "$seed" --quiet)
+        finectl train - --steps "$budget" --lr "$rate" --seed "$seed" --quiet)
     learngene=$(finectl condense --model dit-nano --steps "$budget" --seed "$seed" --quiet | finectl extract - --quiet)
     for depth in $depths; do
         while read -r method variant kind tunes; do

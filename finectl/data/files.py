@@ -7,7 +7,6 @@ kept, see `finectl.data.pixels.to_8_bits`.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import posixpath
@@ -72,11 +71,6 @@ class FilesInfo:
     class_names: tuple[str, ...]
     size: tuple[int, int] | None
     prompts_digest: str
-
-    @property
-    def has_prompts(self) -> bool:
-        """Whether every image has a prompt; else none has."""
-        return bool(self.prompts_digest)
 
 
 def describe_files(argument: str, options: DataOptions) -> FilesInfo:
@@ -190,25 +184,6 @@ class ImageFiles:
         except fault_types() as error:
             require_readable(self._collection.title, self.count, [(name, reason_of(error))], left_out=False)
             raise
-
-    def digest(self, index: int) -> str:
-        """Return `pixels_digest` of an image, which it reads.
-
-        Raises:
-            InputError: it cannot be decoded.
-        """
-        return pixels_digest(self.read(index))
-
-
-def pixels_digest(pixels: npt.NDArray[np.uint8]) -> str:
-    """Return the sha256 (hex) of an image's shape and levels, whatever its file is called and however it is packed.
-
-    Args:
-        pixels: Levels 0..255, (H, W, C).
-    """
-    digest = hashlib.sha256(f"{'x'.join(map(str, pixels.shape))}\0".encode())
-    digest.update(pixels.tobytes())
-    return digest.hexdigest()
 
 
 def _decode(encoded: bytes) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,7 @@ Reference: Wang et al., Learngene: From Open-World to Your Learning Task, AAAI 2
 from __future__ import annotations
 
 from finectl.initializers.base import Initialized, Request
-from finectl.initializers.transfer import Ancestor, assemble
+from finectl.initializers.transfer import copy_layers
 
 KEPT = 3
 
@@ -24,10 +24,7 @@ def initialize(request: Request) -> Initialized:
     Raises:
         InputError: the ancestor is no Diffusion Transformer, or a file is damaged.
     """
-    ancestor = Ancestor.of(request)
-    layers = ancestor.layers
-    sources = placement(ancestor.config.depth, request.target.depth)
-    return assemble(request, {index: layers[source] for index, source in sources.items()}, ancestor.rest)
+    return copy_layers(request, placement)
 
 
 def placement(layers: int, depth: int) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -87,6 +87,22 @@ def assemble(
     kept = fitting(request, rest, state)
     state.update({name: value.to(state[name].dtype).clone() for name, value in {**blocks, **kept}.items()})
     return Initialized(state, transferred=count(blocks), transferred_embedders=count(kept))
+
+
+def copy_layers(request: Request, placement: Callable[[int, int], Mapping[int, int]]) -> Initialized:
+    """Copy some of a dense ancestor's layers, its embedders and its final layer; other layers start anew.
+
+    Args:
+        request: What is to be made.
+        placement: From L and L' to the layer of the ancestor that each filled layer of the target comes from.
+
+    Raises:
+        InputError: the ancestor is no Diffusion Transformer, or a file is damaged.
+    """
+    ancestor = Ancestor.of(request)
+    layers = ancestor.layers
+    sources = placement(len(layers), request.target.depth)
+    return assemble(request, {index: layers[source] for index, source in sources.items()}, ancestor.rest)
 
 
 def fitting(request: Request, rest: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:

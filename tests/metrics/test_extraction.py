@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from finectl.data.files import open_files
+from finectl.data.sources import DataOptions
 from finectl.errors import ComputationError
 from finectl.metrics.extraction import GROUP, IDENTITY, Chunks, FeatureExtraction, canonical_order, identity
 from finectl.metrics.features import ExtractorInfo
@@ -93,6 +96,15 @@ def test_an_image_is_known_by_its_pixels_and_its_shape() -> None:
     image = pictures(1)[0]
     assert identity(image) == identity(image.copy()) != identity(image[:, ::-1])
     assert identity(image.reshape(6, 5, 3)) != identity(image)
+
+
+def test_the_same_pixels_in_other_files_are_the_same_image(tmp_path: Path) -> None:
+    image, other = pictures(2)
+    for name, levels in (("a.png", image), ("b.bmp", image), ("z.png", other)):
+        Image.fromarray(levels).save(tmp_path / name)
+    files = open_files(str(tmp_path), DataOptions())
+    first, copy, third = (identity(files.read(index)) for index in range(3))
+    assert first == copy != third
 
 
 def test_the_canonical_order_does_not_depend_on_the_given_one() -> None:

@@ -12,6 +12,7 @@ def init(
     input: opt.Input = None,
     method: opt.Method = "fine",
     variant: opt.Variant = None,
+    set: opt.Constants = None,
     depth: opt.Depth = None,
     model: opt.ModelOrNone = None,
     sigma: opt.Sigma = None,

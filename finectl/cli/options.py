@@ -156,6 +156,10 @@ Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Initialis
 Variant = Annotated[
     str | None, typer.Option("--variant", metavar="NAME", help="Variant of the method. [default: its usual one]")
 ]
+Constants = Annotated[
+    str | None,
+    typer.Option("--set", metavar="NAME=VALUE,...", help="Other numbers in the method's definition: see ls methods."),
+]
 Sigma = Annotated[
     Literal["interpolated", "nearest", "identical", "random"] | None,
     typer.Option(

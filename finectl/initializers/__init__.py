@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from finectl.registry import Entry, Registry
 
@@ -22,6 +23,7 @@ class Method(Entry):
         anew: Whether it takes nothing from its source, so that `--model` can stand in for one.
         widths: Whether the target may have another width than the source (`--model`).
         options: Which of the options it reads that only some methods do.
+        constants: The numbers in its definition that `--set NAME=VALUE` changes, with their usual values.
         whole_data: Whether it is tuned on all training images where `--tune-samples` does not say, not on a part.
     """
 
@@ -32,6 +34,7 @@ class Method(Entry):
     widths: bool = False
     options: tuple[str, ...] = ()
     whole_data: bool = False
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tunes(self) -> bool:

@@ -24,6 +24,7 @@ class Request:
         same_labels: Whether the source was trained on the same classes, so that its label table means the same.
         source: What the method starts from; None for a method that starts from nothing.
         job: The run: its options, its state and its signals.
+        constants: The numbers in the method's definition, as `--set` has them.
     """
 
     target: DiTConfig
@@ -31,6 +32,7 @@ class Request:
     same_labels: bool
     source: Artifact | None
     job: Job[Any]
+    constants: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

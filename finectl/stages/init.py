@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -40,6 +41,7 @@ class Config(DataFields):
 
     method: str
     variant: str | None
+    set: str | None
     depth: int | None
     model: str | None
     sigma: str | None
@@ -87,6 +89,36 @@ def variant_of(config: Config) -> str | None:
     return config.variant
 
 
+def constants_of(config: Config) -> dict[str, float]:
+    """Return the numbers in the method's definition, with what `--set` changes.
+
+    Raises:
+        UsageError: the method has no such number, or the value is none.
+    """
+    known = METHODS[config.method].constants
+    given: dict[str, float] = {}
+    for part in filter(None, (config.set or "").split(",")):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in known:
+            raise UsageError(
+                f"--method {config.method} has no number {name!r} to --set{nearest(name, list(known))}",
+                expected=f"one of: {', '.join(known)}" if known else "no --set",
+            )
+        try:
+            given[name] = float(value)
+        except ValueError as error:
+            raise UsageError(f"--set {part}: {value!r} is no number", expected=f"{name}={known[name]:g}") from error
+        if not math.isfinite(given[name]):
+            raise UsageError(f"--set {part}: {value!r} is not finite", expected=f"{name}={known[name]:g}")
+    return {**known, **given}
+
+
+def changed_constants(config: Config) -> str | None:
+    """Return `--set` in its one way of writing: what differs from the usual values, in the order of the table."""
+    usual = METHODS[config.method].constants
+    return ",".join(f"{name}={value:g}" for name, value in constants_of(config).items() if value != usual[name]) or None
+
+
 def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     """Resolve the options against the source and the target data.
 
@@ -105,6 +137,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         config,
         depth=target.depth,
         variant=variant_of(config),
+        set=changed_constants(config),
         **fields,
         tune_steps=steps if config.tune_steps is None else config.tune_steps,
         sigma=config.sigma or (sigma_rule(parents[0].manifest) if parents else None),
@@ -145,7 +178,9 @@ def run(job: Job[Config]) -> Outcome:
     source = job.parents[0] if job.parents else None
     target = architecture(config, read_dit_config(source) if source else None, data)
     same_labels = source is not None and source.manifest.data.get("fingerprint") == data.fingerprint
-    made: Initialized = METHODS.load(config.method)(Request(target, data, same_labels, source, job))
+    made: Initialized = METHODS.load(config.method)(
+        Request(target, data, same_labels, source, job, constants_of(config))
+    )
     if not job.world.leads:
         return Outcome()
     save_model(job.directory, target, made.state)

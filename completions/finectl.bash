@@ -20,16 +20,19 @@ _finectl() {
         encode:--out) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         encode:--device) COMPREPLY=($(compgen -W 'auto cpu cuda' -- "$cur")); return ;;
         encode:--dtype) COMPREPLY=($(compgen -W 'auto float32 tf32 bfloat16' -- "$cur")); return ;;
+        condense:--method) COMPREPLY=($(compgen -W 'fine share tleg wave' -- "$cur")); return ;;
         condense:--model) COMPREPLY=($(compgen -W 'dit-nano dit-s dit-b dit-l dit-xl' -- "$cur")); return ;;
         condense:--depth) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--factorize) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--rank) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--sigma-sharing) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        condense:--template-size) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--frequency-divisor) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--sigma-lr) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--from) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--cp-weighting) COMPREPLY=($(compgen -W 'inputs none' -- "$cur")); return ;;
         condense:--cp-iterations) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        condense:--distill) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--distill-steps) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--steps) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--data) COMPREPLY=($(compgen -W 'digits photos folder: latents: hf: shape:' -- "$cur")); return ;;
@@ -44,6 +47,7 @@ _finectl() {
         condense:--ema) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--eval-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--keep-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        condense:--keep-at) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--seed) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--save-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         condense:--max-time) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
@@ -62,9 +66,12 @@ _finectl() {
         extract:--out) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         extract:--device) COMPREPLY=($(compgen -W 'auto cpu cuda' -- "$cur")); return ;;
         extract:--dtype) COMPREPLY=($(compgen -W 'auto float32 tf32 bfloat16' -- "$cur")); return ;;
-        init:--method) COMPREPLY=($(compgen -W 'fine he mimetic weight-selection heur-lg auto-lg tleg svd front pruned-kd ligo' -- "$cur")); return ;;
-        init:--variant) COMPREPLY=($(compgen -W 'xavier kaiming paper swapped first even last plain std' -- "$cur")); return ;;
+        init:--method) COMPREPLY=($(compgen -W 'fine fine-cp he direct mimetic weight-selection heur-lg auto-lg share tleg wave svd front pruned-kd ligo all' -- "$cur")); return ;;
+        init:--variant) COMPREPLY=($(compgen -W 'xavier kaiming paper swapped first even last gradients similarity scaled plain std all' -- "$cur")); return ;;
+        init:--set) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         init:--depth) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        init:--depths) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        init:--only) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         init:--model) COMPREPLY=($(compgen -W 'dit-nano dit-s dit-b dit-l dit-xl' -- "$cur")); return ;;
         init:--sigma) COMPREPLY=($(compgen -W 'interpolated nearest identical random' -- "$cur")); return ;;
         init:--depth-scale) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
@@ -100,6 +107,7 @@ _finectl() {
         train:--ema) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--eval-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--keep-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
+        train:--keep-at) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--seed) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--save-every) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
         train:--max-time) COMPREPLY=($(compgen -W '' -- "$cur")); return ;;
@@ -180,10 +188,10 @@ _finectl() {
     esac
     case $command in
         encode) options='--help -h --vae --flip --no-flip --storage --shard-size --batch-size --data --image-size --resize-filter --skip-bad --no-skip-bad --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words="" ;;
-        condense) options='--help -h --model --depth --factorize --rank --overcomplete --sigma-sharing --learn-sigma --no-learn-sigma --frequency-divisor --sigma-lr --from --cp-weighting --cp-iterations --distill-steps --steps --data --image-size --resize-filter --skip-bad --no-skip-bad --flip --no-flip --batch-size --lr --lr-schedule --warmup-steps --weight-decay --clip-grad --ema --eval-every --keep-every --seed --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words="" ;;
+        condense) options='--help -h --method --model --depth --factorize --rank --overcomplete --sigma-sharing --template-size --learn-sigma --no-learn-sigma --frequency-divisor --sigma-lr --from --cp-weighting --cp-iterations --distill --distill-steps --steps --data --image-size --resize-filter --skip-bad --no-skip-bad --flip --no-flip --batch-size --lr --lr-schedule --warmup-steps --weight-decay --clip-grad --ema --eval-every --keep-every --keep-at --seed --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words="" ;;
         extract) options='--help -h --weights --depths --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
-        init) options='--help -h --method --variant --depth --model --sigma --depth-scale --tune-steps --tune-samples --tune-lr --tune-biases --no-tune-biases --flip --no-flip --batch-size --seed --data --image-size --resize-filter --skip-bad --no-skip-bad --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
-        train) options='--help -h --weights --data --image-size --resize-filter --skip-bad --no-skip-bad --flip --no-flip --steps --batch-size --lr --lr-schedule --warmup-steps --weight-decay --clip-grad --ema --eval-every --keep-every --seed --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
+        init) options='--help -h --method --variant --set --depth --depths --only --model --sigma --depth-scale --tune-steps --tune-samples --tune-lr --tune-biases --no-tune-biases --flip --no-flip --batch-size --seed --data --image-size --resize-filter --skip-bad --no-skip-bad --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
+        train) options='--help -h --weights --data --image-size --resize-filter --skip-bad --no-skip-bad --flip --no-flip --steps --batch-size --lr --lr-schedule --warmup-steps --weight-decay --clip-grad --ema --eval-every --keep-every --keep-at --seed --save-every --max-time --workers --accumulate --compile --grad-checkpointing --fsdp --tensorboard --sample-every --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
         sample) options='--help -h --weights --samples --labels --scheduler --sampling-steps --guidance --vae --batch-size --seed --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
         evaluate) options='--help -h --metrics --reference --images --weights --draws --ranges --samples --scheduler --sampling-steps --guidance --vae --features --features-weights --inception --clip --dino --lpips --fid-mode --features-dtype --allow-few --steps-every --reach --batch-size --workers --format --fail-if --seed --data --image-size --resize-filter --skip-bad --no-skip-bad --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words=" $(_finectl_artifacts) latest" ;;
         convert) options='--help -h --to --format --weights --components --vae --heads --image-size --num-classes --source-digest --recipe --workspace --out --force --resume --no-resume --dry-run --json --quiet -q --verbose -v --device --dtype --download --offline' words="" ;;

@@ -55,6 +55,7 @@ class Result:
         plan: What `--dry-run` prints.
         text: What stdout gets instead of the path; None for the path.
         failure: What `--fail-if` found, to be raised once the path is printed.
+        interrupted: Whether a signal came too late to stop the run, so that whoever has more to do stops.
     """
 
     artifact: Artifact | None
@@ -62,6 +63,7 @@ class Result:
     plan: dict[str, Any]
     text: str | None = None
     failure: FinectlError | None = None
+    interrupted: bool = False
 
     @classmethod
     def of(cls, stage: Stage[C], plan: Plan[C], artifact: Artifact, cached: bool, described: dict[str, Any]) -> Result:
@@ -178,6 +180,7 @@ def _lead(
         require_replaceable(final)
     for parent in parents:
         verify_artifact(parent)
+    interrupted = False
     with resources_as_errors(final):
         staging = Staging(final, recipe, fresh=options.force or not options.resume)
         try:
@@ -186,14 +189,15 @@ def _lead(
                 return Result.of(stage, plan, done, True, described)
             if not _is_publishable(staging, recipe):
                 announce(recipe=recipe, directory=str(staging.path), parents=[str(p.path.absolute()) for p in parents])
-                _work(stage, plan, parents, reads, recipe, staging, options, workspace, console)
+                interrupted = _work(stage, plan, parents, reads, recipe, staging, options, workspace, console)
             path = staging.publish(replace=options.force)
             if options.out is None:
                 point_latest(path)
         finally:
             staging.discard_if_empty()
             staging.close()
-    return Result.of(stage, plan, open_artifact(path), False, described)
+    made = Result.of(stage, plan, open_artifact(path), False, described)
+    return replace(made, interrupted=interrupted)
 
 
 def named(out: Path) -> Path:
@@ -343,8 +347,8 @@ def _work(
     options: RunOptions,
     workspace: Workspace,
     console: Console,
-) -> None:
-    """Run the stage in its staging directory and write the manifest last."""
+) -> bool:
+    """Run the stage in its staging directory, write the manifest last, and tell whether a signal came meanwhile."""
     start_s = time.monotonic()
     with InterruptFlag(console) as interrupt:
         job = Job(
@@ -381,3 +385,4 @@ def _work(
             cost=cost_of(outcome, start_s),
             environment=environment(),
         ).write(staging.path / NAME)
+        return interrupt.requested

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finectl.errors import ComputationError, UsageError
@@ -125,6 +125,14 @@ class World:
             self.store.wait([f"{key}/open"])
         except RuntimeError as error:
             raise lost(error) from error
+
+    def part(self, name: str) -> World:
+        """Return the same processes with words and barriers of their own, for one of several runs in a row."""
+        if self.size == 1:
+            return self
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        return replace(self, _store=PrefixStore(name, self.store), _barriers=0)
 
     def __enter__(self) -> World:
         return self

@@ -97,8 +97,17 @@ def ancestor_cost(ancestry: Ancestry) -> dict[str, Any] | None:
         nothing was taken from any; None when one of them is gone.
     """
     source = _source(_links(ancestry)[0])
+    return total_cost([]) if source is None else whole_cost(source)
+
+
+def whole_cost(ancestry: Ancestry | ParentRecord) -> dict[str, Any] | None:
+    """Return what an artifact and everything that it was made from cost, as `total_cost` gives it.
+
+    Returns:
+        The cost, each artifact counted once; None when one of them is gone.
+    """
     made: dict[Path, Artifact] = {}
-    left = [] if source is None else [source]
+    left = [ancestry]
     while left:
         one = left.pop()
         if not isinstance(one, Ancestry):

@@ -79,6 +79,7 @@ def _named_values(name: str) -> tuple[str, ...]:
     """Return the values of the options whose names stand in a table."""
     from finectl.artifacts.kinds import KINDS
     from finectl.cli.ls import LISTED_METHODS
+    from finectl.cli.method_help import ALL
     from finectl.data.sources import ARGUMENTS, SOURCES
     from finectl.diffusion.schedulers import SCHEDULERS
     from finectl.initializers import METHODS
@@ -88,11 +89,11 @@ def _named_values(name: str) -> tuple[str, ...]:
     tables: dict[str, tuple[str, ...]] = {
         "model": tuple(PRESETS),
         "data": tuple(f"{name}:" if name in ARGUMENTS else name for name in SOURCES),
-        "method": tuple(METHODS),
+        "method": (*METHODS, ALL),
         "metrics": tuple(METRICS),
         "scheduler": tuple(SCHEDULERS),
         "device": ("auto", "cpu", "cuda"),
-        "variant": tuple(dict.fromkeys(variant for method in METHODS.values() for variant in method.variants)),
+        "variant": tuple(dict.fromkeys([*(v for method in METHODS.values() for v in method.variants), ALL])),
         "kind": (*KINDS, LISTED_METHODS),
     }
     return tables.get(name, ())

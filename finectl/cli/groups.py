@@ -26,6 +26,7 @@ def training(
     ema: opt.Ema = None,
     eval_every: opt.EvalEvery = None,
     keep_every: opt.KeepEvery = 0,
+    keep_at: opt.KeepAt = None,
     seed: opt.Seed = 0,
 ) -> None:
     """How a model is trained (`finectl.training.settings.TrainFields`)."""

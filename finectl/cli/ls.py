@@ -13,6 +13,7 @@ from finectl.cli import options as opt
 from finectl.console import Console
 
 LISTED_METHODS = "methods"
+SHARES = {"what it does": 3, "reference": 2}  # of the room beside the name, where it is short
 Kind = Annotated[
     str | None, typer.Argument(metavar="[KIND]", help="Only artifacts of this kind; methods: how init can start.")
 ]
@@ -69,24 +70,47 @@ def ls(kind: Kind = None, workspace: opt.Workspace = None, json_output: opt.Json
 
 
 def _list_methods(json_output: bool) -> None:
-    """Print the initialisation methods: what each starts from, what it can, and where it is from."""
+    """Print the initialisation methods: what each starts from, what it can, what it costs and where it is from."""
+    from finectl.cli import method_help as told
     from finectl.initializers import METHODS
 
     if json_output:
         for name, method in METHODS.items():
-            sys.stdout.write(json.dumps({"method": name, **asdict(method)}) + "\n")
+            line = {"method": name, **asdict(method), "needs": told.needs(method), "updates": told.updates(method)}
+            sys.stdout.write(json.dumps(line) + "\n")
         return
-    columns = ["method", "needs", "variants", "width", "updates", "what it does", "reference"]
-    rows = [
-        [
-            name,
-            "shapes only" if method.anew else method.sources[0],
-            ", ".join(method.variants) or "-",
-            "any" if method.widths else "its own",
-            "--tune-steps" if method.tunes else "0",
-            method.help,
-            method.reference,
-        ]
-        for name, method in METHODS.items()
-    ]
-    Console(stream=sys.stdout).table("init --method", columns, rows)
+    columns = {
+        "method": list(METHODS),
+        "what it does": [method.help for method in METHODS.values()],
+        "needs": [told.needs(method) for method in METHODS.values()],
+        "width": [told.width(method) for method in METHODS.values()],
+        "updates": [told.updates(method) for method in METHODS.values()],
+        "variants": [told.variants(method) or "-" for method in METHODS.values()],
+        "--set": [told.constants(method) or "-" for method in METHODS.values()],
+        "reference": [method.reference for method in METHODS.values()],
+    }
+    console = Console(stream=sys.stdout)
+    if console.is_terminal:
+        _draw(columns)
+    else:
+        console.table("init --method", list(columns), list(zip(*columns.values(), strict=True)))
+    console.line(f"width: of the target, beside its source's\n{told.UPDATES}")
+
+
+def _draw(columns: dict[str, list[str]]) -> None:
+    """Draw the table as two, each with the first column: what is read, and what is looked up."""
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = RichConsole(file=sys.stdout)
+    first, *others = columns
+    for part in (list(SHARES), [name for name in others if name not in SHARES]):
+        drawn = Table(box=None, padding=(0, 1, 0, 0))
+        drawn.add_column(Text(first), no_wrap=True, style="bold")
+        for name in part:
+            drawn.add_column(Text(name), overflow="fold", ratio=SHARES.get(name))
+        for row in zip(columns[first], *(columns[name] for name in part), strict=True):
+            drawn.add_row(*(Text(cell.replace(", ", ",\n") if "=" in cell else cell) for cell in row))
+        terminal.print(drawn)
+        terminal.print()

@@ -51,9 +51,9 @@ class LazyGroup(TyperGroup):
 def build_command(name: str) -> Any:
     """Return the parsed command object of one subcommand."""
     single = typer.Typer(rich_markup_mode=None, add_completion=False)
-    single.command(name, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})(
-        COMMANDS.load(name)
-    )
+    function = COMMANDS.load(name)
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    single.command(name, cls=getattr(function, "parser", None), context_settings=settings)(function)
     return typer.main.get_command(single)
 
 

@@ -29,6 +29,14 @@ Inputs = Annotated[
         metavar="[INPUT]...", help="Paths, kind/name, 'latest', or '-' for stdin. [default: the newest model]"
     ),
 ]
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[INPUT]...",
+        help="Paths, kind/name, 'latest', or '-' for stdin; a method takes the first it can start from. "
+        "[default: the newest; for several models the newest that init did not make]",
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -115,10 +123,24 @@ CpIterations = Annotated[
     int, typer.Option("--cp-iterations", min=0, help="Most sweeps of alternating least squares a type, with --from.")
 ]
 DistillSteps = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--distill-steps", min=0, help="Updates towards --from's own predictions at all depths, before --steps."
+        "--distill-steps",
+        min=0,
+        help="Updates towards predictions: --from's, before --steps [default: 0]; --distill's, of --steps [all].",
     ),
+]
+Distill = Annotated[
+    str | None,
+    typer.Option("--distill", metavar="TEACHER", help="Train towards this model's predictions instead of the noise."),
+]
+CondenseMethod = Annotated[
+    Literal["fine", "share", "tleg", "wave"],
+    typer.Option("--method", help="How layers share: fine U and V, share all, tleg a line over depth, wave templates."),
+]
+TemplateSize = Annotated[
+    int | None,
+    typer.Option("--template-size", min=1, help="Side of wave's templates, a divisor of the width. [default: half]"),
 ]
 CondenseSteps = Annotated[
     int | None,
@@ -134,9 +156,13 @@ ModelOrNone = Annotated[
 ]
 Depth = Annotated[int | None, typer.Option("--depth", min=1, help="Number of layers. [default: the preset's]")]
 Factorize = Annotated[
-    str, typer.Option("--factorize", metavar="TYPES", help="Matrix types that share factors, separated by commas.")
+    str | None,
+    typer.Option("--factorize", metavar="TYPES", help="Types that share, of qkv,o,in,out,adaln. [default: all]"),
 ]
-Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Columns of U and V. [default: the width]")]
+Rank = Annotated[
+    int | None,
+    typer.Option("--rank", min=1, help="Columns of U and V; of wave, a budget as large. [default: the width]"),
+]
 Overcomplete = Annotated[bool, typer.Option("--overcomplete", help="Allow a rank above what the width gives room for.")]
 SigmaLr = Annotated[
     float | None,
@@ -152,9 +178,24 @@ FrequencyDivisor = Annotated[
         "--frequency-divisor", min=1, help="Divisor of the time frequencies: 128 as DiT's authors, 127 as diffusers."
     ),
 ]
-Method = Annotated[str, typer.Option("--method", metavar="NAME", help="Initialisation method: see finectl ls methods.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method", metavar="NAME", help="Initialisation method, several with commas, or all: see finectl ls methods."
+    ),
+]
 Variant = Annotated[
-    str | None, typer.Option("--variant", metavar="NAME", help="Variant of the method. [default: its usual one]")
+    str | None,
+    typer.Option("--variant", metavar="NAME", help="Variant of the method, or all. [default: its usual one]"),
+]
+FamilyDepths = Annotated[
+    str | None, typer.Option("--depths", metavar="LIST", help="Make one model of each depth, such as 2,4,6,8.")
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only", metavar="LIST", help="Of several models make these now: METHOD, lDEPTH or METHOD[-VARIANT]-lDEPTH."
+    ),
 ]
 Constants = Annotated[
     str | None,
@@ -184,6 +225,10 @@ TuneSamples = Annotated[
 ]
 TuneLr = Annotated[
     float, typer.Option("--tune-lr", min=0.0, help="Rate of what is tuned in place of weights (sigma), cosine to 0.")
+]
+WidthMap = Annotated[
+    Literal["rows", "learned"],
+    typer.Option("--width-map", help="Rows of U and V in another width: chosen, or mixed by matrices tuned with sigma."),
 ]
 TuneBiases = Annotated[bool, typer.Option("--tune-biases/--no-tune-biases", help="Tune the biases with sigma.")]
 Depths = Annotated[
@@ -242,6 +287,10 @@ KeepEvery = Annotated[
         min=0,
         help="Keep the EMA weights of every N-th update in checkpoints/; 0 keeps the last only.",
     ),
+]
+KeepAt = Annotated[
+    str | None,
+    typer.Option("--keep-at", metavar="LIST", help="Keep those of these updates too, such as 30,100,300."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
 
@@ -306,7 +355,9 @@ FeaturesDtype = Annotated[
 AllowFew = Annotated[bool, typer.Option("--allow-few", help="Allow a Fréchet distance of fewer images than features.")]
 StepsEvery = Annotated[
     int,
-    typer.Option("--steps-every", min=0, help="Measure the checkpoints of every N-th update too (train --keep-every)."),
+    typer.Option(
+        "--steps-every", min=0, help="Measure the kept checkpoints of every N-th update too; 1 measures all of them."
+    ),
 ]
 Reach = Annotated[
     str | None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from finectl.artifacts.job import Job
 from finectl.artifacts.store import Artifact
 from finectl.data.sources import DataInfo
+from finectl.errors import UsageError
 from finectl.models.presets import DiTConfig
 
 
@@ -33,6 +34,17 @@ class Request:
     source: Artifact | None
     job: Job[Any]
     constants: Mapping[str, float] = field(default_factory=dict)
+
+    def count(self, name: str) -> int:
+        """Return one of the constants, a number of things.
+
+        Raises:
+            UsageError: it is not a whole number of at least 1.
+        """
+        value = self.constants[name]
+        if value < 1 or value != int(value):
+            raise UsageError(f"--set {name}={value:g}", expected=f"a whole number of at least 1, such as {name}=3")
+        return int(value)
 
 
 @dataclass(frozen=True, eq=False)

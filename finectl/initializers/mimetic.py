@@ -13,16 +13,19 @@ attention of a block comes into effect as its gate opens.
 
 Reference: Trockman and Kolter, arXiv 2305.09828, its products of weights.
 
-Open: ports disagree on the constants. `paper` has alpha_q = beta_q = 0.7 and alpha_v = beta_v = 0.4, `swapped` has them
-the other way round. The position embedding is DiT's own and is not rescaled.
+Open: ports disagree on the constants, which `--set alpha_q=0.7,beta_q=0.7,alpha_v=0.4,beta_v=0.4` names. `paper` reads
+them as they are; `swapped` exchanges the two pairs, whatever they are set to: queries and keys get alpha_v and beta_v,
+values get alpha_q and beta_q. The position embedding is DiT's own and is not rescaled.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 from finectl.diffusion.random import generator_for
@@ -40,7 +43,10 @@ class Constants(NamedTuple):
     beta_v: float
 
 
-CONSTANTS = {"paper": Constants(0.7, 0.7, 0.4, 0.4), "swapped": Constants(0.4, 0.4, 0.7, 0.7)}
+def constants_of(values: Mapping[str, float], variant: str) -> Constants:
+    """Return the constants of a variant: `swapped` exchanges those of queries and keys with those of values."""
+    found = Constants(**values)
+    return Constants(*found[2:], *found[:2]) if variant == "swapped" else found
 
 
 def initialize(request: Request) -> Initialized:
@@ -50,11 +56,12 @@ def initialize(request: Request) -> Initialized:
         Interrupted: a signal came between two layers.
     """
     config, target = request.job.config, request.target
+    constants = constants_of(request.constants, config.variant)
     state = fresh_state(request)
     for index in range(target.depth):
         request.job.stop_if_requested()
         generator = generator_for("init-mimetic", config.seed, index)
-        qkv, proj = attention_weights(target.width, target.heads, CONSTANTS[config.variant], generator)
+        qkv, proj = attention_weights(target.width, target.heads, constants, generator)
         state[f"{BLOCKS}{index}.{LAYER_TYPES['qkv']}.weight"] = qkv
         state[f"{BLOCKS}{index}.{LAYER_TYPES['o']}.weight"] = proj
     return Initialized(state)
@@ -94,7 +101,20 @@ def noisy_identity(width: int, alpha: float, beta: float, generator: torch.Gener
 
 
 def balanced_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return F and G, (d, rank) each, with equal singular values and F G^T the nearest matrix of that rank."""
-    left, values, right = torch.linalg.svd(matrix)  # (d, d), (d,), (d, d)
-    root = values[:rank].sqrt()
-    return left[:, :rank] * root, right[:rank].T * root
+    """Return F and G, (d, rank) each, with equal singular values and F G^T the nearest matrix of that rank.
+
+    With A = P S R^T, column i of G is r_i sqrt(s_i) and column i of F is A r_i / sqrt(s_i). So only the largest
+    eigenvectors of A^T A are needed, which for a twelfth of them takes about a sixth of the time of a decomposition
+    of A. The signs, which are free, make the largest entry of each r_i positive.
+
+    Args:
+        matrix: A, (d, d) float64.
+        rank: Singular triplets to keep, from the largest, 1..d.
+    """
+    width = matrix.shape[0]
+    largest = (width - rank, width - 1)
+    vectors = torch.from_numpy(eigh((matrix.T @ matrix).numpy(), subset_by_index=largest)[1]).flip(1)  # (d, rank)
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    images = matrix @ vectors  # columns s_i p_i
+    root = images.norm(dim=0).sqrt()  # from the columns: the eigenvalues are not precise where they are small
+    return images / root.clamp(min=torch.finfo(root.dtype).tiny), vectors * root

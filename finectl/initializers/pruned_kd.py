@@ -4,6 +4,10 @@ The strong, simple control. Each update brings the target's prediction nearer to
 of the target data, which therefore has to be like the ancestor's: same images, same classes. `--tune-steps` counts as
 updates of the model, so that it is compared with others at equal totals. Without any, it is the layers as they are.
 
+Another width: of a wider ancestor, channels at a regular distance are selected, whole heads (`width`); what that breaks
+is for the updates to mend. A wider target starts at the function of the layers, with channels repeated, and their
+columns divided unequally among the copies, so that these do not stay alike.
+
 Reference: Hinton et al., arXiv 1503.02531, for distillation; the choice of layers as in BK-SDM's block pruning (Kim et
 al., arXiv 2305.15798), in its plainest form.
 """
@@ -17,11 +21,13 @@ import torch
 from torch import Tensor
 
 from finectl.diffusion.losses import Denoiser
+from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.errors import InputError
 from finectl.initializers.base import Initialized, Request
 from finectl.initializers.transfer import Ancestor, assemble
 from finectl.initializers.tuning import tune
+from finectl.initializers.width import axes, counted_once, same_width, select, spread
 from finectl.models.dit import DiT
 from finectl.models.learngene import evenly_spaced
 from finectl.training.device import resolve_device
@@ -48,7 +54,7 @@ class Imitation:
 
 
 def initialize(request: Request) -> Initialized:
-    """Take evenly spaced layers and tune them.
+    """Take evenly spaced layers, at the target's width, and tune them.
 
     Raises:
         InputError: the ancestor does not take the target's images or classes, or is no Diffusion Transformer.
@@ -56,13 +62,26 @@ def initialize(request: Request) -> Initialized:
         Interrupted: a signal came during the tuning; its state is saved.
     """
     ancestor, steps = Ancestor.of(request), request.job.config.tune_steps
-    layers = ancestor.layers
-    start = assemble(request, [layers[i] for i in evenly_spaced(len(layers), request.target.depth)], ancestor.rest)
+    layers, rest = at_width(request, ancestor)
+    start = assemble(request, [layers[i] for i in evenly_spaced(len(layers), request.target.depth)], rest)
+    start = counted_once(start, ancestor.config, request.target)
     if not steps:
         return start
     require_same_task(request, ancestor)
     student, cost = tuned(request, ancestor, start)
     return replace(start, state=student, cost=cost)
+
+
+def at_width(request: Request, ancestor: Ancestor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the ancestor's layers, and its embedders and final layer, at the target's width."""
+    layers, rest = [dict(layer) for layer in ancestor.layers], ancestor.rest
+    if same_width(ancestor.config, request.target):
+        return layers, rest
+    taken = axes(ancestor.config, request.target)
+    generator = generator_for("init-pruned-kd", request.job.config.seed)
+    return [spread(select(layer, taken), taken, generator) for layer in layers], spread(
+        select(rest, taken), taken, generator
+    )
 
 
 def require_same_task(request: Request, ancestor: Ancestor) -> None:
@@ -90,5 +109,5 @@ def tuned(request: Request, ancestor: Ancestor, start: Initialized) -> tuple[dic
     model.load_state_dict(dict(start.state))
     execution, world = request.job.execution, request.job.world
     teacher.to(resolve_device(execution.device, world.local_rank))
-    trained = tune(request, model, loss=Imitation(teacher))
+    trained = tune(request, model, loss=Imitation(teacher), source=ancestor.config)
     return {name: value.cpu() for name, value in trained.state.items()}, trained.cost

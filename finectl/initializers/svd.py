@@ -8,8 +8,11 @@ is half of the width. Which layers: `even` (the default), first to last evenly s
 Reference: the ablation without factorisation of FINE, arXiv 2409.19289; singular values as what a matrix is known by
 are from SVDiff (arXiv 2303.11305, section 3) and KIND (ICML 2025).
 
-Ours: the rank, which the ablation does not state, and the choice of layers. Open: SVDiff then tunes the singular
-values, KIND trains in factored form; here nothing is tuned.
+Another width: the layers are first brought to it, channels at a regular distance selected or repeated (`width`), and
+then cut to half of the target's rank. At twice the width that is the ancestor's whole rank, so nothing is lost.
+
+Ours: the rank, which the ablation does not state, the choice of layers, and the width. Open: SVDiff then tunes the
+singular values, KIND trains in factored form; here nothing is tuned. Repeated hidden units and heads are exact copies.
 """
 
 from __future__ import annotations
@@ -20,21 +23,31 @@ import torch
 from torch import Tensor
 
 from finectl.initializers.base import Initialized, Request
-from finectl.initializers.transfer import Ancestor, Layer, assemble
+from finectl.initializers.transfer import Ancestor, Layer, assemble, count
+from finectl.initializers.width import axes, counted_once, same_width, select
 from finectl.models.learngene import evenly_spaced
 
 
 def initialize(request: Request) -> Initialized:
-    """Build the target from low-rank layers of a dense ancestor; what is counted is the factors and the biases."""
+    """Build the target from low-rank layers of a dense ancestor; what is counted is the factors and the biases.
+
+    Raises:
+        InputError: the ancestor is no Diffusion Transformer, or a file is damaged.
+    """
     ancestor = Ancestor.of(request)
-    layers, depth = ancestor.layers, request.target.depth
+    layers, depth, rest = ancestor.layers, request.target.depth, ancestor.rest
+    most = count(layers[0])
+    if not same_width(ancestor.config, request.target):
+        taken = axes(ancestor.config, request.target)
+        layers, rest = [select(layer, taken) for layer in layers], select(rest, taken)
     if request.job.config.variant == "first":
         chosen = list(range(min(depth, len(layers))))
     else:
         chosen = evenly_spaced(len(layers), depth)
     kept = {index: low_rank_layer(layers[index]) for index in sorted(set(chosen))}
-    made = assemble(request, [kept[index] for index in chosen], ancestor.rest)
-    return replace(made, transferred=sum(kept_parameters(layer) for layer in kept.values()))
+    made = counted_once(assemble(request, [kept[index] for index in chosen], rest), ancestor.config, request.target)
+    # Of a wider target the ancestor's own layer may be less to keep.
+    return replace(made, transferred=sum(min(most, kept_parameters(layer)) for layer in kept.values()))
 
 
 def low_rank_layer(layer: Layer) -> dict[str, Tensor]:

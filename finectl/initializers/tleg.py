@@ -6,26 +6,36 @@ takes theta_B + (l / L') theta_A. Two blocks and the embedders are all that is k
 Reference: Xia et al., Transformer as Linear Expansion of Learngene, arXiv 2312.05614: the linear expansion and the
 initialisation of descendants by it.
 
-Ours: theta_B and theta_A are the closed-form least-squares fit to the layers of a dense ancestor. The paper trains an
-auxiliary model whose layers are tied in this way from its start, with a teacher; that training is open here, and what
-is fitted afterwards to layers that never lay on a line loses more than what was trained on one.
+A learngene of `condense --method tleg`, an auxiliary model whose layers are tied in this way from its start, is read as
+it is: the paper's method. Ours: from a dense ancestor, theta_B and theta_A are the closed-form least-squares fit to its
+layers; what is fitted afterwards to layers that never lay on a line loses more than what was trained on one. Ours, too:
+`scaled` multiplies the residual branches by (L / L')^0.75, as FINE's `--depth-scale` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from finectl.artifacts.store import Artifact
 from finectl.initializers.base import Initialized, Request
-from finectl.initializers.transfer import Ancestor, assemble
+from finectl.initializers.expansion import expand_scaled
+from finectl.initializers.transfer import Ancestor, assemble, scale_branches
 from finectl.models.presets import DiTConfig, count_parameters
 
 
 def initialize(request: Request) -> Initialized:
-    """Fit a line to each parameter of a dense ancestor and read it at the target's layers."""
+    """Read the line of a learngene at the target's layers, or fit one to each parameter of a dense ancestor.
+
+    Raises:
+        InputError: the source is no Diffusion Transformer, or a file is damaged.
+    """
+    if cast(Artifact, request.source).kind == "learngene":
+        return expand_scaled(request)
     ancestor = Ancestor.of(request)
     layers, depth = ancestor.layers, request.target.depth
     made: list[dict[str, Tensor]] = [{} for _ in range(depth)]
@@ -33,7 +43,10 @@ def initialize(request: Request) -> Initialized:
         base, slope = fit_line([layer[name] for layer in layers])
         for index, value in enumerate(expand(base, slope, depth)):
             made[index][name] = value.to(layers[0][name].dtype)
-    return replace(assemble(request, made, ancestor.rest), transferred=kept_parameters(ancestor.config))
+    made_of_line = replace(assemble(request, made, ancestor.rest), transferred=kept_parameters(ancestor.config))
+    if request.job.config.variant != "scaled":
+        return made_of_line
+    return scale_branches(made_of_line, (len(layers) / depth) ** request.constants["exponent"])
 
 
 def fit_line(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor
@@ -14,9 +14,11 @@ from finectl.initializers.base import Initialized, Request
 from finectl.models.dit import DiT, dense_state_dict, initialize_
 from finectl.models.io import load_weights, read_dit_config
 from finectl.models.learngene import dense_config
-from finectl.models.presets import DiTConfig
+from finectl.models.presets import LAYER_TYPES, DiTConfig
 
 BLOCKS = "blocks."
+BRANCH_ENDS = ("o", "out")
+"""Types of the layers that end a residual branch."""
 LABELS = "y_embedder."
 Layer = Mapping[str, Tensor]  # a block's parameters by their names in it, such as "attn.qkv.weight"
 
@@ -112,6 +114,13 @@ def fitting(request: Request, rest: Mapping[str, Tensor], target: Mapping[str, T
         for name, value in rest.items()
         if value.shape == target[name].shape and (request.same_labels or not name.startswith(LABELS))
     }
+
+
+def scale_branches(made: Initialized, factor: float) -> Initialized:
+    """Multiply weights and biases of the layers that end a residual branch (`o` and `out`), in all blocks."""
+    ends = tuple(f"{LAYER_TYPES[kind]}.{part}" for kind in BRANCH_ENDS for part in ("weight", "bias"))
+    scaled = {n: v * factor if n.startswith(BLOCKS) and n.endswith(ends) else v for n, v in made.state.items()}
+    return replace(made, state=scaled)
 
 
 def count(tensors: Mapping[str, Tensor]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from finectl.data.dataset import load
 from finectl.initializers.base import Request
 from finectl.models.dit import DiT
+from finectl.models.presets import DiTConfig
 from finectl.training.loop import Trained, fit
 from finectl.training.run import Loss, plain_loss
 from finectl.training.settings import PAPER, SMALL, TrainSettings, data_options
@@ -14,7 +15,14 @@ from finectl.training.settings import PAPER, SMALL, TrainSettings, data_options
 BLOCKS = "blocks."
 
 
-def tune(request: Request, model: DiT, *, block_lr: float | None = None, loss: Loss = plain_loss) -> Trained:
+def tune(
+    request: Request,
+    model: DiT,
+    *,
+    block_lr: float | None = None,
+    loss: Loss = plain_loss,
+    source: DiTConfig | None = None,
+) -> Trained:
     """Tune what is trainable for `--tune-steps` updates, on `--tune-samples` images of the target's training data.
 
     Args:
@@ -23,6 +31,7 @@ def tune(request: Request, model: DiT, *, block_lr: float | None = None, loss: L
         block_lr: Rate of the blocks' parameters, where they are not weights; all others keep the usual rate. Rates fall
             to 0 along a cosine.
         loss: Each image's loss.
+        source: What the model's channels were taken from or repeated of; it decides the usual rate (`width_factor`).
 
     Raises:
         ComputationError: the loss is not finite.
@@ -32,7 +41,7 @@ def tune(request: Request, model: DiT, *, block_lr: float | None = None, loss: L
     data = load(config.data, "train", config.image_size, data_options(config, request.job))
     if config.tune_samples < len(data):
         data = data.subset(config.tune_samples, config.seed)
-    usual = (SMALL if request.data.bundled else PAPER)["lr"]
+    usual = (SMALL if request.data.bundled else PAPER)["lr"] * width_factor(source, request.target)
     settings = TrainSettings(
         steps=config.tune_steps,
         batch_size=config.batch_size,
@@ -52,3 +61,13 @@ def tune(request: Request, model: DiT, *, block_lr: float | None = None, loss: L
             {"params": [parameter for name, parameter in named if not name.startswith(BLOCKS)], "lr": usual},
         ]
     return fit(request.job, model, data, settings, groups=groups, loss=loss, shardable=False)
+
+
+def width_factor(source: DiTConfig | None, target: DiTConfig) -> float:
+    """Return what the usual rate of weights is multiplied by in a model that was made wider.
+
+    Args:
+        source: None for a model that was not.
+        target: The model.
+    """
+    return min(1.0, source.width / target.width) if source is not None else 1.0

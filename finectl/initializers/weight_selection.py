@@ -9,34 +9,19 @@ attention heads out of account; what depends on DiT is ours. One index set serve
 condition, with every chunk of qkv and adaLN selected inside the chunk. Whole heads are kept, and channels inside of a
 head where heads are smaller. The hidden units of the feed-forward part have an index set of their own.
 
-Open: the fixed position embedding is the target's own, not the selected channels of the ancestor's; and nothing is
-rescaled for the smaller sums, as in the paper.
+Open: nothing is rescaled for the smaller sums, as in the paper; and the fixed position embedding is the target's own.
+At an integer factor that is the selected channels of the ancestor's; at others, nearly.
 
 Reference: Xu et al., Initializing Models with Larger Ones, arXiv 2311.18823, section 3. `even` is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-
-from finectl.errors import UsageError
 from finectl.initializers.base import Initialized, Request
+from finectl.initializers.room import require_room
 from finectl.initializers.transfer import Ancestor, assemble
+from finectl.initializers.width import axes, select
 from finectl.models.learngene import evenly_spaced
-from finectl.models.presets import LAYER_TYPES, DiTConfig, family_name
-
-QKV_CHUNKS, ADALN_CHUNKS, FINAL_CHUNKS = 3, 6, 2
-
-
-class Axes(NamedTuple):
-    """Which rows and columns of a layer are kept, as int64 indices; None keeps all of them."""
-
-    rows: Tensor | None
-    columns: Tensor | None
 
 
 def initialize(request: Request) -> Initialized:
@@ -48,13 +33,13 @@ def initialize(request: Request) -> Initialized:
     """
     ancestor = Ancestor.of(request)
     require_room(ancestor.config, request.target)
-    axes = channel_axes(ancestor.config, request.target)
+    taken = axes(ancestor.config, request.target)
     sources = placement(ancestor.config.depth, request.target.depth, request.job.config.variant)
     layers = ancestor.layers
     return assemble(
         request,
-        {index: select(layers[source], axes) for index, source in sources.items()},
-        select(ancestor.rest, axes),
+        {index: select(layers[source], taken) for index, source in sources.items()},
+        select(ancestor.rest, taken),
     )
 
 
@@ -69,92 +54,3 @@ def placement(layers: int, depth: int, variant: str) -> dict[int, int]:
     if variant == "even":
         return dict(enumerate(evenly_spaced(layers, depth)))
     return {index: index for index in range(min(layers, depth))}
-
-
-def regular(count: int, kept: int) -> list[int]:
-    """Return which of `count` channels are kept: every (m / m')-th, or the rounded places of an even division.
-
-    Args:
-        count: Channels of the ancestor, m.
-        kept: Channels of the target, m', from 1 to `count`.
-
-    Reference: arXiv 2311.18823, section 3, uniform element selection.
-    """
-    if count % kept == 0:
-        return list(range(0, count, count // kept))
-    return evenly_spaced(count, kept)
-
-
-def require_room(source: DiTConfig, target: DiTConfig) -> None:
-    """Check that the target is a part of the ancestor in every direction of its width.
-
-    Raises:
-        UsageError: it is wider, has more heads, larger heads, or more hidden units.
-    """
-    sizes = {
-        "channels": (source.width, target.width),
-        "attention heads": (source.heads, target.heads),
-        "channels a head": (source.width // source.heads, target.width // target.heads),
-        "hidden units": (source.width * source.mlp_ratio, target.width * target.mlp_ratio),
-    }
-    for what, (available, wanted) in sizes.items():
-        if wanted > available:
-            raise UsageError(
-                f"{family_name(target)} has {wanted} {what} and its source has {available}: "
-                "weight-selection takes a part of a larger model and cannot widen one",
-                expected=f"at most {available} {what}",
-                fix="name a narrower --model, or leave it out to keep the source's width",
-            )
-
-
-def channel_axes(source: DiTConfig, target: DiTConfig) -> dict[str, Axes]:
-    """Return what is kept of each layer, by its path in the model, or in its block for layers of blocks.
-
-    Args:
-        source: The ancestor's architecture.
-        target: One that `require_room` accepts.
-    """
-    stream = torch.tensor(regular(source.width, target.width))  # (d',)
-    hidden = torch.tensor(regular(source.width * source.mlp_ratio, target.width * target.mlp_ratio))
-    attention = attention_channels(source, target)
-    return {
-        LAYER_TYPES["qkv"]: Axes(in_chunks(attention, QKV_CHUNKS, source.width), stream),
-        LAYER_TYPES["o"]: Axes(stream, attention),
-        LAYER_TYPES["in"]: Axes(hidden, stream),
-        LAYER_TYPES["out"]: Axes(stream, hidden),
-        LAYER_TYPES["adaln"]: Axes(in_chunks(stream, ADALN_CHUNKS, source.width), stream),
-        "x_embedder.proj": Axes(stream, None),
-        "t_embedder.mlp.0": Axes(stream, None),  # its inputs are the sinusoids of the timestep
-        "t_embedder.mlp.2": Axes(stream, stream),
-        "y_embedder.embedding_table": Axes(None, stream),
-        "final_layer.linear": Axes(None, stream),
-        "final_layer.adaLN_modulation.1": Axes(in_chunks(stream, FINAL_CHUNKS, source.width), stream),
-    }
-
-
-def attention_channels(source: DiTConfig, target: DiTConfig) -> Tensor:
-    """Return the channels of q, k or v that are kept, head by head: head i of h' is head floor(i h / h')."""
-    size = source.width // source.heads
-    heads = torch.tensor([index * source.heads // target.heads for index in range(target.heads)])  # (h',)
-    inside = torch.tensor(regular(size, target.width // target.heads))  # (d' / h',)
-    return (heads[:, None] * size + inside).flatten()  # (d',)
-
-
-def in_chunks(indices: Tensor, chunks: int, size: int) -> Tensor:
-    """Return indices into `chunks` stacked parts of `size` rows, the same ones in each part."""
-    return (torch.arange(chunks)[:, None] * size + indices).flatten()
-
-
-def select(tensors: Mapping[str, Tensor], axes: Mapping[str, Axes]) -> dict[str, Tensor]:
-    """Return the kept rows and columns of weights, and the kept rows of biases.
-
-    Args:
-        tensors: Weights (m1, m2, ...) and biases (m1,) by name.
-        axes: What is kept, by the name without its `.weight` or `.bias`.
-    """
-    kept = {}
-    for name, value in tensors.items():
-        rows, columns = axes[name.rpartition(".")[0]]
-        part = value if rows is None else value.index_select(0, rows)
-        kept[name] = part if columns is None or value.dim() == 1 else part.index_select(1, columns)
-    return kept

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from finectl.models.factorized import (
-    FactorizedLinear,
-    SharedFactors,
-    build_weight,
-    expand_sigma,
-    random_sigma,
-    unit_columns,
-)
 from finectl.models.presets import FREQUENCIES, LAYER_TYPES, NORM_EPS, DiTConfig, layer_shapes
+from finectl.models.sharing import (
+    SHARED,
+    draw_own,
+    draw_shared,
+    shared_part,
+    tied_layer,
+    written_out,
+    xavier_uniform,
+)
+from finectl.models.tying import OWN, Tying
 
 MAX_PERIOD = 10_000.0
 EMBEDDING_STD = 0.02
@@ -168,8 +170,8 @@ class DiT(nn.Module):
         self.pos_embed: Tensor
         positions = position_embedding(config.width, config.image_size // config.patch_size)
         self.register_buffer("pos_embed", positions, persistent=False)  # (T, D)
-        self.factors = _shared_factors(config)
-        self.blocks = nn.ModuleList(Block(config, self._layers()) for _ in range(config.depth))
+        self.factors = _shared_parts(config)
+        self.blocks = nn.ModuleList(Block(config, self._layers(index)) for index in range(config.depth))
         self.final_layer = FinalLayer(config)
         self._running: Sequence[int] | None = None
 
@@ -205,24 +207,25 @@ class DiT(nn.Module):
         grid = patches.view(-1, side, side, p, p, channels)
         return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, side * p, side * p)
 
-    def _layers(self) -> dict[str, nn.Module]:
+    def _layers(self, index: int) -> dict[str, nn.Module]:
         """Build the linear layers of one block by type."""
-        config = self.config.factorized
+        config = self.config
         layers: dict[str, nn.Module] = {}
-        for kind, (outputs, inputs) in layer_shapes(self.config).items():
-            if config is not None and kind in self.factors:
-                layers[kind] = FactorizedLinear(cast(SharedFactors, self.factors[kind]), config.sigma_sharing)
+        for kind, (outputs, inputs) in layer_shapes(config).items():
+            if config.factorized is not None and kind in self.factors:
+                shape, place = (outputs, inputs), index / config.depth
+                layers[kind] = tied_layer(config.factorized, kind, self.factors[kind], shape, place)
             else:
                 layers[kind] = _ZeroLinear(inputs, outputs)
         return layers
 
 
-def _shared_factors(config: DiTConfig) -> nn.ModuleDict:
-    factors = config.factorized
-    if factors is None:
+def _shared_parts(config: DiTConfig) -> nn.ModuleDict:
+    tying = config.factorized
+    if tying is None:
         return nn.ModuleDict()
     shapes = layer_shapes(config)
-    return nn.ModuleDict({kind: SharedFactors(*shapes[kind], factors.rank) for kind in factors.types})
+    return nn.ModuleDict({kind: shared_part(tying, kind, shapes[kind]) for kind in tying.types})
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -308,7 +311,7 @@ def initialize_(model: DiT, generator: torch.Generator) -> DiT:
     """Initialise a DiT in place; every random number comes from `generator`.
 
     Linear layers are Xavier-uniform, embeddings and the timestep MLP N(0, 0.02), biases, adaLN layers and the final
-    layer zero. Factorised types get columns of unit length in U and V and an independent random sigma in each layer.
+    layer zero. How what layers share is drawn, `finectl.models.sharing` says.
 
     Args:
         model: Dense or factorised.
@@ -319,30 +322,25 @@ def initialize_(model: DiT, generator: torch.Generator) -> DiT:
 
     Reference: arXiv 2212.09748, section 3.2.
     """
-    shapes = layer_shapes(model.config)
-    kind_of = {f"{path}.sigma": kind for kind, path in LAYER_TYPES.items()}
+    tying, shapes = model.config.factorized, layer_shapes(model.config)
+    kind_of = {path: kind for kind, path in LAYER_TYPES.items()}
+    drawn: dict[str, Tensor] = {}  # what the layers of a type have in common at the start
     for name, parameter in model.named_parameters():
-        if name.endswith(".bias") or ".adaLN_modulation." in name or name.startswith("final_layer."):
+        layer, _, last = name.rpartition(".")
+        if name.endswith("bias") or ".adaLN_modulation." in name or name.startswith("final_layer."):
             value = torch.zeros(parameter.shape)
-        elif name.startswith("factors."):
-            value = unit_columns(parameter.shape[0], parameter.shape[1], generator)
-        elif name.endswith(".sigma"):
-            outputs, inputs = shapes[kind_of[name.split(".", 2)[2]]]
-            rank = cast(int, model.config.factorized and model.config.factorized.rank)
-            value = random_sigma(parameter.numel(), outputs, inputs, rank, generator)
+        elif tying is not None and name.startswith(SHARED):
+            kind = layer.removeprefix(SHARED)
+            value = draw_shared(tying, kind, last, parameter.shape, shapes[kind], generator)
+        elif tying is not None and last in OWN:
+            kind = kind_of[layer.split(".", 2)[2]]
+            value = draw_own(tying, parameter.shape, shapes[kind], drawn, kind, generator)
         elif name.startswith(("t_embedder.", "y_embedder.")):
             value = EMBEDDING_STD * torch.randn(parameter.shape, generator=generator, device=generator.device)
         else:
-            value = _xavier_uniform(parameter.shape, generator)
+            value = xavier_uniform(parameter.shape, generator)
         parameter.copy_(value)
     return model
-
-
-def _xavier_uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Draw uniformly within sqrt(6 / (fan_in + fan_out)), a convolution being taken as a linear layer on patches."""
-    fan_out, fan_in = shape[0], math.prod(shape[1:])
-    bound = math.sqrt(6 / (fan_in + fan_out))
-    return torch.empty(shape, device=generator.device).uniform_(-bound, bound, generator=generator)
 
 
 @torch.no_grad()
@@ -354,19 +352,19 @@ def dense_state_dict(model: DiT | Mapping[str, Tensor], config: DiTConfig) -> di
         config: Its configuration, dense or factorised.
 
     Returns:
-        Parameter name -> float32 tensor; weights of factorised layers are built as U diag(sigma) V^T, the others
-        are the given tensors where those are float32 already.
+        Parameter name -> float32 tensor; weights of layers that share parameters are built (for FINE as
+        U diag(sigma) V^T), the others are the given tensors where those are float32 already.
     """
     state = model.state_dict() if isinstance(model, DiT) else model
-    kept = (name for name in state if not (name.startswith("factors.") or name.endswith(".sigma")))
+    kept = (name for name in state if not name.startswith(SHARED) and name.rpartition(".")[2] not in OWN)
     dense = {name: state[name].detach().float() for name in kept}
-    factors = config.factorized
-    if factors is None:
-        return dense
-    for kind in factors.types:
-        U, V = state[f"factors.{kind}.U"].float(), state[f"factors.{kind}.V"].float()
+    tying = config.factorized
+    for kind in tying.types if tying is not None else ():
+        prefix = f"{SHARED}{kind}."
+        shared = {name[len(prefix) :]: value.float() for name, value in state.items() if name.startswith(prefix)}
         for index in range(config.depth):
             layer = f"blocks.{index}.{LAYER_TYPES[kind]}"
-            sigma = expand_sigma(state[f"{layer}.sigma"].float(), factors.rank, factors.sigma_sharing)
-            dense[f"{layer}.weight"] = build_weight(U, sigma, V)
+            own = {name: state[f"{layer}.{name}"].float() for name in OWN if f"{layer}.{name}" in state}
+            for part, value in written_out(cast(Tying, tying), shared, own, index / config.depth).items():
+                dense[f"{layer}.{part}"] = value
     return dense

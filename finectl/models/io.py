@@ -133,7 +133,7 @@ def weights_file(artifact: Artifact, weights: str) -> Path:
 
 
 def checkpoint_file(update: int) -> str:
-    """Return the path, inside an artifact, of the averaged weights that `--keep-every` keeps of an update."""
+    """Return the path, inside an artifact, of the averaged weights of an update (`--keep-every`, `--keep-at`)."""
     return f"checkpoints/{update:06d}.safetensors"
 
 
@@ -164,7 +164,7 @@ def _file_of(artifact: Artifact, weights: str, checkpoint: int | None) -> Path:
     if weights != "ema":
         raise UsageError(
             f"the {weights} weights of update {checkpoint} are not kept",
-            expected="averaged weights, the only ones that --keep-every keeps",
+            expected="averaged weights, the only ones that --keep-every and --keep-at keep",
             fix="--weights ema",
         )
     kept = checkpoints(artifact)
@@ -174,8 +174,8 @@ def _file_of(artifact: Artifact, weights: str, checkpoint: int | None) -> Path:
             f"{artifact.path} keeps no weights of update {checkpoint}",
             expected=f"one of its updates {shown}"
             if kept
-            else "a model made with --keep-every: it keeps the last only",
-            fix="" if kept else "run the command that made it with --keep-every N",
+            else "a model made with --keep-every or --keep-at: it keeps the last only",
+            fix="" if kept else "run the command that made it with --keep-every N or --keep-at LIST",
         )
     return artifact.file(checkpoint_file(checkpoint))
 

@@ -1,10 +1,12 @@
-"""A learngene on disk: the shared factors, the rest that does not depend on depth, and the curves over depth.
+"""A learngene on disk: what layers share, the rest that does not depend on depth, and the curves over depth.
 
 Three files keep the three apart, because they are counted apart:
 
-- `learngene.safetensors`: `<type>.U` (m1, r) and `<type>.V` (m2, r), the learngene proper;
+- `learngene.safetensors`: the learngene proper, `<type>.<name>`: U (m1, r) and V (m2, r) of FINE; `base_weight`,
+  `base_bias` and with TLEG `slope_weight`, `slope_bias` of lines; `templates` (N, w, w) of WAVE;
 - `rest.safetensors`: the embedders and the final layer, under their names in the model;
-- `curves.safetensors`: `sigma.<type>` (L, ceil(r / s)) and `bias.<type>` (L, m1), one row a layer of the ancestor.
+- `curves.safetensors`: one row a layer of the ancestor: `sigma.<type>` (L, ceil(r / s)) of FINE, `scalers.<type>`
+  (L, N, m1 / w, m2 / w) of WAVE, and `bias.<type>` (L, m1) where layers have biases of their own.
 
 Reference: FINE, arXiv 2409.19289, section 3.
 """
@@ -20,6 +22,7 @@ from finectl.artifacts.files import write_json
 from finectl.artifacts.manifest import Manifest
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
+from finectl.errors import InputError
 from finectl.models.io import CONFIG, read_dit_config
 from finectl.models.presets import LAYER_TYPES, DiTConfig, count_parameters, layer_shapes
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 FACTORS = "learngene.safetensors"
 REST = "rest.safetensors"
 CURVES = "curves.safetensors"
+CURVED = ("sigma", "scalers", "bias")
+"""What a layer has of its own that can be read at other depths."""
 SIGMA_RULE = "sigma_rule"
 """Name, among the metrics of a condensed model and of its learngene, of how sigma is read."""
 
@@ -39,9 +44,9 @@ class Learngene:
 
     Args:
         config: The architecture of the condensed model.
-        factors: `<type>.U` (m1, r) and `<type>.V` (m2, r).
+        factors: What layers share, `<type>.<name>`.
         rest: Embedders and final layer by parameter name.
-        curves: `sigma.<type>` (L, ceil(r / s)) of factorised types and `bias.<type>` (L, m1) of all types.
+        curves: What each layer has of its own, `<name>.<type>`, (L, ...): sigma or scalers, and biases.
     """
 
     config: DiTConfig
@@ -57,13 +62,12 @@ def split_state(state: Mapping[str, Tensor], config: DiTConfig) -> Learngene:
     """
     import torch
 
-    factored = config.factorized.types if config.factorized else ()
     curves = {}
     for kind, path in LAYER_TYPES.items():
-        layers = [f"blocks.{index}.{path}" for index in range(config.depth)]
-        curves[f"bias.{kind}"] = torch.stack([state[f"{layer}.bias"] for layer in layers])
-        if kind in factored:
-            curves[f"sigma.{kind}"] = torch.stack([state[f"{layer}.sigma"] for layer in layers])
+        for name in CURVED:
+            layers = [state.get(f"blocks.{index}.{path}.{name}") for index in range(config.depth)]
+            if layers[0] is not None:
+                curves[f"{name}.{kind}"] = torch.stack([value for value in layers if value is not None])
     prefix = "factors."
     return Learngene(
         config,
@@ -95,6 +99,25 @@ def load_learngene(artifact: Artifact) -> Learngene:
     )
 
 
+def require_condensed_by(artifact: Artifact, method: str) -> None:
+    """Check how a learngene's model was condensed.
+
+    Args:
+        artifact: A learngene.
+        method: The `condense --method` that is needed.
+
+    Raises:
+        InputError: it was another one.
+    """
+    tying = read_dit_config(artifact).factorized
+    if tying is None or tying.method != method:
+        raise InputError(
+            f"{artifact.path} is a learngene of condense --method {tying.method if tying else 'none'}",
+            expected=f"one of condense --method {method}",
+            fix=f"finectl condense --method {method} | finectl extract - | finectl init - --method ...",
+        )
+
+
 def sigma_rule(manifest: Manifest) -> str:
     """Return how `init` reads sigma off a condensed model's curves over depth, where it is not told.
 
@@ -115,16 +138,18 @@ def storage(config: DiTConfig, depths: list[int]) -> dict[str, int]:
         depths: Depths of the family.
 
     Returns:
-        `learngene` (U and V), `rest` (embedders and final layer), `curves` (sigma and biases of the ancestor's layers),
+        `learngene` (what layers share), `rest` (embedders and final layer), `curves` (what each layer has of its own),
         `kept` (their sum), `dense` (all models of the family together).
     """
     counts = count_parameters(config)
     dense = count_parameters(dense_config(config, config.depth))
     learngene = counts["factors"]
     rest = counts["total"] - counts["factors"] - counts["blocks"]
-    factors = config.factorized
-    sigma = len(factors.types) * factors.sigma_count if factors else 0
-    curves = config.depth * (sum(rows for rows, _ in layer_shapes(config).values()) + sigma)
+    tying = config.factorized
+    # The weights of a type that is not shared belong to one layer each: of them the biases are kept.
+    shapes = layer_shapes(config).items()
+    own = sum(tying.own_count(kind, *shape) if tying and kind in tying.types else shape[0] for kind, shape in shapes)
+    curves = config.depth * own
     return {
         "learngene": learngene,
         "rest": rest,

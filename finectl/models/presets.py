@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from finectl.diffusion.config import DDPM, DiffusionConfig
 from finectl.errors import InputError, UsageError
+from finectl.models.tying import LAYER_TYPES, FactorConfig, Tying, require_positive, tying_from_dict, tying_to_dict
 from finectl.registry import nearest
 
 ARCHITECTURE = "dit"
@@ -15,48 +16,18 @@ NORM_EPS = 1e-6
 FREQUENCIES = 256
 """Length of the sinusoidal timestep embedding."""
 
-LAYER_TYPES: dict[str, str] = {
-    "qkv": "attn.qkv",
-    "o": "attn.proj",
-    "in": "mlp.fc1",
-    "out": "mlp.fc2",
-    "adaln": "adaLN_modulation.1",
-}
-"""Type of a block's linear layer -> its module path inside the block."""
-
 PATCH_SIZES = (2, 4, 8)
-
-
-@dataclass(frozen=True)
-class FactorConfig:
-    """Which layer types of a DiT are factorised as W = U diag(sigma) V^T, and at what rank.
-
-    Args:
-        types: Names from `LAYER_TYPES`.
-        rank: Columns of U and V, at least 1; above min(m1, m2) the factors are over-complete.
-        sigma_sharing: Consecutive entries of the diagonal that share one trained value, at least 1.
-    """
-
-    types: tuple[str, ...]
-    rank: int
-    sigma_sharing: int = 1
-
-    def __post_init__(self) -> None:
-        for name in self.types:
-            if name not in LAYER_TYPES:
-                raise UsageError(
-                    f"unknown layer type {name!r}{nearest(name, LAYER_TYPES)}",
-                    expected=f"one of: {', '.join(LAYER_TYPES)}",
-                )
-        if not self.types or len(set(self.types)) != len(self.types):
-            raise UsageError(f"the factorised types {list(self.types)} are empty or name one twice")
-        _require_positive("rank", self.rank)
-        _require_positive("sigma_sharing", self.sigma_sharing)
-
-    @property
-    def sigma_count(self) -> int:
-        """Trained entries of one layer's diagonal: ceil(rank / sigma_sharing)."""
-        return -(-self.rank // self.sigma_sharing)
+__all__ = [
+    "LAYER_TYPES",
+    "PRESETS",
+    "DiTConfig",
+    "FactorConfig",
+    "Preset",
+    "count_parameters",
+    "family_name",
+    "layer_shapes",
+    "preset",
+]
 
 
 @dataclass(frozen=True)
@@ -76,7 +47,7 @@ class DiTConfig:
         learn_sigma: Whether the output holds a variance beside the prediction (twice the channels).
         frequency_divisor: Timestep frequencies are exp(-ln(1e4) i / divisor): 128 as in published DiT checkpoints,
             127 as in diffusers.
-        factorized: Factorised layer types, or None for a dense DiT.
+        factorized: How the layers share their parameters, or None for a dense DiT.
         mlp_norm_eps: Epsilon of the norm before the feed-forward part; the others are 1e-6 in every DiT.
         diffusion: The noise schedule and what is predicted.
 
@@ -97,14 +68,14 @@ class DiTConfig:
     label_dropout: float = 0.1
     learn_sigma: bool = False
     frequency_divisor: int = 128
-    factorized: FactorConfig | None = None
+    factorized: Tying | None = None
     mlp_norm_eps: float = NORM_EPS
     diffusion: DiffusionConfig = DDPM
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "image_size", "channels", "mlp_ratio"):
-            _require_positive(name, getattr(self, name))
-        _require_positive("frequency_divisor", self.frequency_divisor)
+            require_positive(name, getattr(self, name))
+        require_positive("frequency_divisor", self.frequency_divisor)
         if self.num_classes < 0:
             raise UsageError(f"num_classes {self.num_classes} is negative", expected="at least 0")
         if self.width % self.heads or self.width % 4:
@@ -121,6 +92,9 @@ class DiTConfig:
             raise UsageError(f"label_dropout {self.label_dropout} is no probability", expected="between 0 and 1")
         if not self.mlp_norm_eps > 0.0:
             raise UsageError(f"mlp_norm_eps {self.mlp_norm_eps} is not positive")
+        if self.factorized is not None:
+            for kind in self.factorized.types:  # a form that does not fit these shapes says so
+                self.factorized.shared_count(kind, *layer_shapes(self)[kind])
 
     @property
     def out_channels(self) -> int:
@@ -148,7 +122,7 @@ class DiTConfig:
         if self.diffusion == DDPM:
             del values["diffusion"]
         if self.factorized is not None:
-            values["factorized"]["types"] = list(self.factorized.types)
+            values["factorized"] = tying_to_dict(self.factorized)
         return {"architecture": ARCHITECTURE, **values}
 
     @classmethod
@@ -168,7 +142,7 @@ class DiTConfig:
         factors = rest.pop("factorized", None)
         try:
             if factors is not None:
-                rest["factorized"] = _factors_from(factors)
+                rest["factorized"] = tying_from_dict(factors, _checked)
             if "diffusion" in rest:
                 rest["diffusion"] = DiffusionConfig.from_dict(rest["diffusion"])
             return cls(**_checked(cls, rest, skip=("factorized", "diffusion")))
@@ -261,8 +235,8 @@ def count_parameters(config: DiTConfig) -> dict[str, int]:
     """Count the trainable parameters of a DiT by component, without building it.
 
     Returns:
-        `x_embedder`, `t_embedder`, `y_embedder`, `blocks`, `final_layer`, `factors` (shared U and V, 0 when dense),
-        `total` (their sum); `block` (one block) and `block.<type>` (one layer: weight or sigma, and bias).
+        `x_embedder`, `t_embedder`, `y_embedder`, `blocks`, `final_layer`, `factors` (what all layers share, 0 when
+        dense), `total` (their sum); `block` (one block) and `block.<type>` (one layer: what it has of its own).
     """
     width = config.width
     shapes = layer_shapes(config)
@@ -272,7 +246,7 @@ def count_parameters(config: DiTConfig) -> dict[str, int]:
 
     def layer(kind: str) -> int:
         rows, columns = shapes[kind]
-        return rows + (factors.sigma_count if factors and kind in factored else rows * columns)
+        return factors.own_count(kind, rows, columns) if factors and kind in factored else rows + rows * columns
 
     one = {f"block.{kind}": layer(kind) for kind in LAYER_TYPES}
     parts = {
@@ -281,30 +255,12 @@ def count_parameters(config: DiTConfig) -> dict[str, int]:
         "y_embedder": (config.num_classes + 1) * width,
         "blocks": config.depth * sum(one.values()),
         "final_layer": (width + 1) * patch * config.out_channels + 2 * (width + 1) * width,
-        "factors": sum(factors.rank * sum(shapes[kind]) for kind in factored) if factors else 0,
+        "factors": sum(factors.shared_count(kind, *shapes[kind]) for kind in factored) if factors else 0,
     }
     return {**parts, "total": sum(parts.values()), "block": sum(one.values()), **one}
 
 
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise UsageError(f"{name} {value} is too small", expected="at least 1")
-
-
-def _factors_from(values: Any) -> FactorConfig:
-    """Read the `factorized` field of a configuration."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"field 'factorized' is {values!r}", expected="an object, or null")
-    rest = dict(values)
-    types = rest.pop("types", None)
-    if not isinstance(types, list | tuple) or not all(isinstance(kind, str) for kind in types):
-        raise InputError(f"field 'factorized.types' is {types!r}", expected="a list of layer types")
-    return FactorConfig(types=tuple(types), **_checked(FactorConfig, rest, skip=("types",)))
-
-
-def _checked(
-    cls: type[DiTConfig] | type[FactorConfig], values: dict[str, Any], skip: tuple[str, ...]
-) -> dict[str, Any]:
+def _checked(cls: type[Any], values: dict[str, Any], skip: tuple[str, ...]) -> dict[str, Any]:
     """Return `values` when every name is a field of the dataclass `cls`, none is missing and all types fit."""
     known = {field.name: field for field in fields(cls)}
     for name, value in values.items():

@@ -1,7 +1,8 @@
 """Extract: the learngene of a condensed model.
 
-U and V of each type are what every size of model can be built from. Beside them, in files of their own, go the parts
-that have no depth (embedders, final layer) and the curves of sigma and biases over depth.
+What layers share (of FINE, U and V of each type) is what every size of model can be built from. Beside it, in files of
+their own, go the parts that have no depth (embedders, final layer) and the curves over depth of what each layer has of
+its own (sigma and biases).
 
 Reference: FINE, arXiv 2409.19289, section 3.
 """
@@ -83,9 +84,9 @@ def run(job: Job[Config]) -> Outcome:
 def _print(job: Job[Config], counts: dict[str, int], depths: list[int], ratio: float) -> None:
     """Show what is kept and what it stands for."""
     rows = [
-        ("learngene: U and V of each type", counts["learngene"]),
+        ("learngene: what layers share", counts["learngene"]),
         ("rest: embedders and final layer", counts["rest"]),
-        ("curves: sigma and biases by layer", counts["curves"]),
+        ("curves: what each layer has of its own", counts["curves"]),
         ("kept in all", counts["kept"]),
         (f"dense models of depth {', '.join(map(str, depths))}", counts["dense"]),
     ]

@@ -8,18 +8,22 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
-from finectl.artifacts.store import Artifact
+from finectl.artifacts.lineage import trace, whole_cost
+from finectl.artifacts.store import Artifact, Workspace
 from finectl.data.sources import DataInfo
-from finectl.errors import UsageError
-from finectl.initializers import METHODS
+from finectl.errors import InputError, UsageError
+from finectl.initializers import METHODS, PAPER_TUNE_STEPS, SMALL_TUNE_STEPS, Method
 from finectl.models.io import read_dit_config, save_model
-from finectl.models.learngene import dense_config, sigma_rule
+from finectl.models.learngene import dense_config, require_condensed_by, sigma_rule
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
 from finectl.registry import nearest
 from finectl.training.settings import PAPER, SMALL, DataFields, resolve_data
 
-SMALL_TUNE_STEPS = 50
-PAPER_TUNE_STEPS = 300
+FITTED_RULE = "nearest"
+"""How sigma is read of models that `condense --from` made, and of no others."""
+# What `train` does where nothing is said: the budget of a pre-training whose ancestor is not there.
+SMALL_WHOLE_STEPS = 600
+PAPER_WHOLE_STEPS = 10_000
 TUNE_PERCENT = 5
 LEAST_TUNE_SAMPLES = 256
 # Options that only some methods read, and what they are for the others.
@@ -30,6 +34,7 @@ UNREAD: dict[str, Any] = {
     "tune_samples": None,
     "tune_lr": 0.0,
     "tune_biases": False,
+    "width_map": "rows",
     "flip": False,
     "batch_size": None,
 }
@@ -50,6 +55,7 @@ class Config(DataFields):
     tune_samples: int | None
     tune_lr: float
     tune_biases: bool
+    width_map: str
     flip: bool
     batch_size: int | None
     seed: int
@@ -95,7 +101,7 @@ def constants_of(config: Config) -> dict[str, float]:
     Raises:
         UsageError: the method has no such number, or the value is none.
     """
-    known = METHODS[config.method].constants
+    known = METHODS[config.method].constants_of(variant_of(config))
     given: dict[str, float] = {}
     for part in filter(None, (config.set or "").split(",")):
         name, _, value = (word.strip() for word in part.partition("="))
@@ -131,8 +137,14 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     target = architecture(config, source, data)
     usual_batch = int((SMALL if data.bundled else PAPER)["batch_size"])
     method = METHODS[config.method]
+    if source is not None:
+        method.require_fit(source, target)
+    if method.fitted and parents:
+        require_fitted(parents[0])
+    if parents and parents[0].kind == "learngene" and method.condensed:
+        require_condensed_by(parents[0], method.condensed)
     part = data.train_count if method.whole_data else max(LEAST_TUNE_SAMPLES, data.train_count * TUNE_PERCENT // 100)
-    steps = SMALL_TUNE_STEPS if data.bundled else PAPER_TUNE_STEPS
+    steps = default_tune_steps(method, parents[0] if parents else None, data.bundled)
     resolved = replace(
         config,
         depth=target.depth,
@@ -143,9 +155,11 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         sigma=config.sigma or (sigma_rule(parents[0].manifest) if parents else None),
         tune_samples=config.tune_samples or min(part, data.train_count),
         batch_size=config.batch_size or usual_batch,
+        width_map=config.width_map if source is not None and widths_of(source) != widths_of(target) else "rows",
     )
     # What the method does not read does not make another artifact.
-    resolved = replace(resolved, **{name: value for name, value in UNREAD.items() if name not in method.options})
+    read = method.options_of(resolved.variant)
+    resolved = replace(resolved, **{name: value for name, value in UNREAD.items() if name not in read})
     parameters = count_parameters(target)["total"]
     named = [config.method, *([resolved.variant] if resolved.variant in method.variants[1:] else [])]
     return Plan(
@@ -154,6 +168,45 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         data=data,
         summary={"parameters": parameters, "disk_bytes": 4 * parameters},
     )
+
+
+def widths_of(config: DiTConfig) -> tuple[int, int, int]:
+    """Return what decides how many channels there are of each kind."""
+    return config.width, config.heads, config.mlp_ratio
+
+
+def default_tune_steps(method: Method, source: Artifact | None, bundled: bool) -> int:
+    """Return the updates of `--tune-steps` where it is left out.
+
+    A method that is given a share of its ancestor's budget gets that of all updates that went into INPUT. Where they
+    are not known, a whole budget is what `train` does, and a part of one is the few updates of other methods.
+    """
+    cost = trace_cost(source) if method.tune_share and source is not None else {}
+    if cost.get("steps"):
+        return max(1, round(method.tune_share * cost["steps"]))
+    if method.tune_share == 1:
+        return SMALL_WHOLE_STEPS if bundled else PAPER_WHOLE_STEPS
+    return SMALL_TUNE_STEPS if bundled else PAPER_TUNE_STEPS
+
+
+def trace_cost(source: Artifact) -> dict[str, Any]:
+    """Return what an artifact and all that it was made from cost; its own cost where a parent is gone."""
+    home = Workspace(source.path.absolute().parent.parent)
+    return whole_cost(trace(home, source)) or source.manifest.cost
+
+
+def require_fitted(source: Artifact) -> None:
+    """Check that a learngene is that of a dense ancestor.
+
+    Raises:
+        InputError: it was pre-trained as a condensed model.
+    """
+    if sigma_rule(source.manifest) != FITTED_RULE:
+        raise InputError(
+            f"{source.path} was not fitted to a dense ancestor",
+            expected="the learngene of a condensed model that condense --from made",
+            fix="finectl condense --from MODEL | finectl extract -; or --method fine, which takes this one",
+        )
 
 
 def architecture(config: Config, source: DiTConfig | None, data: DataInfo) -> DiTConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from finectl.diffusion.random import generator_for
 from finectl.errors import ComputationError
 from finectl.models.cp import Decomposition, decompose, relative_errors
 from finectl.models.dit import DiT
-from finectl.models.presets import LAYER_TYPES, DiTConfig
+from finectl.models.presets import LAYER_TYPES, DiTConfig, FactorConfig
 from finectl.training.distributed import agree, join
 from finectl.training.moments import input_moments
 
@@ -116,7 +116,7 @@ def _fit_missing(
     if data is not None:
         moments = input_moments(ancestor, data, seed=seed, device=device, between=between)
     ancestor.to(device)
-    rank = config.factorized.rank if config.factorized else 0
+    rank = cast(FactorConfig, config.factorized).rank
     with job.console.progress("fitting", len(kinds), unit="type", done=len(kinds) - len(missing)) as progress:
         for kind in missing:
             path = LAYER_TYPES[kind]

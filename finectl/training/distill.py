@@ -1,4 +1,4 @@
-"""Distillation of a dense ancestor into the factorised model that was fitted to it."""
+"""Distillation of a teacher into a condensed model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.dit import DiT
 from finectl.models.learngene import evenly_spaced
+from finectl.models.unet import UNet
 from finectl.training.distributed import local
 
 WHOLE_SHARE = 0.5
@@ -17,23 +18,25 @@ WHOLE_SHARE = 0.5
 
 
 class Distillation:
-    """The loss of the first `steps` updates: the distance from the ancestor's prediction; then the denoising loss.
+    """The loss of the first `steps` updates: the distance from the teacher's prediction; then the denoising loss.
 
-    Models of other depths are read off the layers of this one, evenly spaced. So half of the steps run a random depth's
-    layers alone, against the prediction of the whole ancestor.
+    Models of other depths are read off a model that was fitted to its teacher layer by layer, evenly spaced. So with
+    `depths` half of the steps run a random depth's layers alone, against the prediction of the whole teacher.
 
     Args:
-        teacher: The ancestor.
+        teacher: The teacher, on the device of the training.
         student: The model that is trained, itself, not what wraps it.
         steps: Updates that distil.
         seed: Seed of the depths.
+        depths: Whether smaller depths are trained, too.
     """
 
-    def __init__(self, teacher: DiT, student: DiT, steps: int, seed: int) -> None:
+    def __init__(self, teacher: DiT | UNet, student: DiT, steps: int, seed: int, *, depths: bool = True) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.student = student
         self.steps = steps
         self.seed = seed
+        self.depths = depths
 
     def __call__(
         self, model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, step: int
@@ -55,7 +58,7 @@ class Distillation:
         """Return the layers that a step runs: all, or those of a random smaller depth."""
         depth = self.student.config.depth
         random = generator_for("distill", self.seed, step)
-        if depth == 1 or float(torch.rand((), generator=random)) < WHOLE_SHARE:
+        if depth == 1 or not self.depths or float(torch.rand((), generator=random)) < WHOLE_SHARE:
             return list(range(depth))
         return evenly_spaced(depth, int(torch.randint(1, depth, (), generator=random)))
 

@@ -29,7 +29,7 @@ def training_flops(model: Any, loss: Any, batches: Batches, updates: int) -> int
     """Return the floating-point operations of a model's training, over all processes.
 
     They are three times those of a forward pass, for every image seen; a distilling update adds a forward pass of the
-    ancestor, and has no more layers than it runs. Held-out losses and samples are not counted.
+    teacher, and has no more layers than it runs. Held-out losses and samples are not counted.
 
     Args:
         model: What is trained: which of its parameters are frozen decides how a factorised layer computes.
@@ -53,7 +53,10 @@ def training_flops(model: Any, loss: Any, batches: Batches, updates: int) -> int
             return None
         operations += PASSES * parts * sum(count * forward[depth] for depth, count in depths.items())
     if distilling:
-        operations += distilling * batches.batch_size * forward_flops(loss.teacher.config)
+        taught = count_forward(loss.teacher.config, batches.batch_size, frozenset())
+        if taught is None:
+            return None
+        operations += distilling * taught
     return operations
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from finectl.artifacts.job import Job
 from finectl.artifacts.store import Artifact
 from finectl.data.sources import DEFAULT_RESIZE_FILTER, DataInfo, DataOptions, absolute_spec, describe
-from finectl.errors import InputError
+from finectl.errors import InputError, UsageError
 from finectl.models.io import read_config
 from finectl.models.vae import is_same_space, latent_space
 
@@ -41,6 +42,7 @@ class TrainFields:
     ema: float | None
     eval_every: int | None
     keep_every: int
+    keep_at: str | None
     seed: int
 
 
@@ -61,6 +63,7 @@ class TrainSettings:
         seed: Seed of the data order and of every draw.
         clip_grad: Largest norm of all gradients together; 0 leaves them as they are.
         keep_every: Keep the averaged weights after every so many updates; 0 keeps the last only.
+        keep_at: Keep them after these updates too, as `parse_updates` reads them.
     """
 
     steps: int
@@ -74,15 +77,19 @@ class TrainSettings:
     seed: int
     clip_grad: float = 0.0
     keep_every: int = 0
+    keep_at: str | None = None
 
     def keeps(self, update: int) -> bool:
         """Tell whether the averaged weights after an update are kept beside the last ones."""
-        return self.keep_every > 0 and 0 < update < self.steps and update % self.keep_every == 0
+        regular = self.keep_every > 0 and update % self.keep_every == 0
+        return 0 < update < self.steps and (regular or update in parse_updates(self.keep_at))
 
     @property
     def kept(self) -> int:
         """Updates whose averaged weights are kept beside the last ones."""
-        return max(self.steps - 1, 0) // self.keep_every if self.keep_every else 0
+        regular = max(self.steps - 1, 0) // self.keep_every if self.keep_every else 0
+        others = (update for update in parse_updates(self.keep_at) if self.keeps(update))
+        return regular + sum(not self.keep_every or update % self.keep_every > 0 for update in others)
 
 
 # Bundled sets are small enough for a laptop; other data gets the papers' settings (FINE, arXiv 2409.19289, section 4).
@@ -90,7 +97,9 @@ SMALL = {"batch_size": 128, "lr": 1e-3, "ema": 0.99, "warmup_steps": 100}
 PAPER = {"batch_size": 256, "lr": 1e-4, "ema": 0.9999, "warmup_steps": 0}
 
 
-def resolve_settings(config: Any, bundled: bool, *, small: dict[str, Any], paper: dict[str, Any]) -> dict[str, Any]:
+def resolve_settings(
+    config: Any, bundled: bool, *, small: dict[str, Any], paper: dict[str, Any], before: int = 0
+) -> dict[str, Any]:
     """Return the fields of a stage's configuration that were left out, for this kind of data.
 
     Args:
@@ -98,11 +107,39 @@ def resolve_settings(config: Any, bundled: bool, *, small: dict[str, Any], paper
         bundled: Whether the data set is one of the small bundled ones.
         small: The stage's own defaults on bundled data, `steps` at least, over those of `SMALL`.
         paper: The same on other data, over those of `PAPER`.
+        before: Updates that come before those of `--steps`.
+
+    Raises:
+        UsageError: `--keep-at` is no list of updates, or names one that is never made.
     """
     defaults: dict[str, Any] = {**SMALL, **small} if bundled else {**PAPER, **paper}
     chosen = {key: value if getattr(config, key) is None else getattr(config, key) for key, value in defaults.items()}
-    every = max(1, chosen["steps"] // 10) if config.eval_every is None else config.eval_every
-    return {**chosen, "eval_every": every}
+    updates = before + chosen["steps"]
+    every = max(1, updates // 10) if config.eval_every is None else config.eval_every
+    kept = parse_updates(config.keep_at)
+    if kept and kept[-1] > updates:
+        raise UsageError(
+            f"--keep-at {config.keep_at} keeps weights of update {kept[-1]:,}, and there are {updates:,}",
+            expected=f"updates from 1 to {updates:,}" if updates else "updates to keep weights of",
+            fix=f"--steps {kept[-1]}, or leave that update out",
+        )
+    # One way of writing a list, so that the same updates give the same artifact.
+    return {**chosen, "eval_every": every, "keep_at": ",".join(map(str, kept)) or None}
+
+
+@functools.lru_cache(maxsize=16)
+def parse_updates(text: str | None) -> tuple[int, ...]:
+    """Return the updates of `--keep-at`, each once and in ascending order; none for None.
+
+    Raises:
+        UsageError: it is no list of positive integers.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--keep-at {text!r} is no list of updates", expected="positive integers, such as 30,100,300")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def settings_of(config: Any) -> TrainSettings:

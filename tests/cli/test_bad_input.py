@@ -288,7 +288,7 @@ def test_data_that_does_not_fit_the_model(chain: Any, tmp_path: Path) -> None:
         (("condense", "one", "two"), "one"),
         (("condens",), "did you mean 'condense'"),
         (("init", "--method", "fin"), "did you mean 'fine'"),
-        (("init", "--model", "dit-nano"), "leave --model out"),
+        (("init", "--method", "auto-lg", "--model", "dit-nano"), "leave --model out"),
         (("init", "--depth", 0), "x>=1"),
         (("ls", "modle"), "did you mean 'model'"),
         (("completion", "tcsh"), "bash"),

@@ -69,7 +69,7 @@ def test_bash_completes_commands_options_and_values() -> None:
     assert "--rank" not in complete("train", "--")
     assert complete("condense", "--model", "dit-n") == ["dit-nano"]
     assert complete("sample", "--scheduler", "dd") == ["ddpm", "ddim"]
-    assert sorted(complete("init", "--method", "")) == sorted(METHODS)
+    assert sorted(complete("init", "--method", "")) == sorted([*METHODS, "all"])
     assert complete("condense", "--dtype", "b") == ["bfloat16"]
     assert set(complete("ls", "")) == {*KINDS, "methods"}
     assert complete("completion", "b") == ["bash"]

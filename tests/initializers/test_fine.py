@@ -13,7 +13,7 @@ from torch import Tensor
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
 from finectl.data.dataset import load
-from finectl.initializers.fine import freeze, interpolate, place_curves
+from finectl.initializers.expansion import freeze, interpolate, place_curves
 from finectl.models.dit import DiT, dense_state_dict
 from finectl.models.io import load_model, load_weights, read_config
 from finectl.models.learngene import Learngene, load_learngene

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
-from finectl.initializers.front import dct_matrix, read_at, resize, resize_layers
+from finectl.initializers.front import dct_matrix, read_at, resize, resize_layers, resize_width, width_maps
 from finectl.models.io import load_weights
+from finectl.models.presets import DiTConfig
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +141,121 @@ def test_a_model_of_any_depth(trained: Any, depth: int, variant: str) -> None:
     metrics = read_manifest(path).metrics
     block = sum(value.numel() for name, value in ancestor.items() if name.startswith("blocks.0."))
     assert metrics["parameters_transferred"] == depth * block
+
+
+def config(width: int, heads: int) -> DiTConfig:
+    return DiTConfig(width, 1, heads, patch_size=2, image_size=8, channels=1, num_classes=10)
+
+
+WIDTHS = [((32, 4), (16, 2)), ((16, 2), (32, 4)), ((24, 3), (32, 4)), ((16, 2), (32, 2)), ((32, 2), (16, 2))]
+
+
+@pytest.mark.parametrize(("before", "after"), WIDTHS)
+def test_constant_weights_give_what_they_gave(before: tuple[int, int], after: tuple[int, int]) -> None:
+    source, target = config(*before), config(*after)
+    maps = width_maps(source, target)
+    layer = {
+        "mlp.fc1.weight": torch.full((4 * source.width, source.width), 0.3),
+        "mlp.fc2.weight": torch.full((source.width, 4 * source.width), 0.3),
+        "adaLN_modulation.1.weight": torch.full((6 * source.width, source.width), 0.3),
+        "mlp.fc1.bias": torch.full((4 * source.width,), 0.2),
+        "attn.qkv.bias": torch.full((3 * source.width,), 0.2),
+        "y_embedder.embedding_table.weight": torch.full((11, source.width), 0.2),
+    }
+    for unit in (False, True):
+        made = resize_width(layer, maps, unit)
+        for name in ("mlp.fc1", "mlp.fc2", "adaLN_modulation.1"):  # the sum over the inputs
+            before_, found = layer[f"{name}.weight"].double().sum(1), made[f"{name}.weight"].sum(1)
+            torch.testing.assert_close(found, before_[:1].expand(len(found)), rtol=1e-6, atol=0)
+        for name in ("mlp.fc1.bias", "y_embedder.embedding_table.weight"):
+            torch.testing.assert_close(made[name], torch.full_like(made[name], 0.2), rtol=1e-6, atol=0)
+        values = made["attn.qkv.bias"][2 * target.width :]
+        if not unit:
+            torch.testing.assert_close(values, torch.full_like(values, 0.2), rtol=1e-6, atol=0)
+
+
+def test_smooth_weights_on_smooth_inputs_give_the_resized_output() -> None:
+    source, target = config(48, 3), config(32, 2)
+    maps = width_maps(source, target)
+
+    def wave(size: int, frequency: int) -> Tensor:
+        return torch.cos(torch.pi * frequency * (torch.arange(size, dtype=torch.float64) + 0.5) / size)
+
+    def weight(rows: int, columns: int) -> Tensor:
+        return 1 / columns * (2 + torch.outer(wave(rows, 3), wave(columns, 5)))
+
+    made = resize_width({"mlp.fc1.weight": weight(192, 48)}, maps)["mlp.fc1.weight"]
+    torch.testing.assert_close(made, weight(128, 32), rtol=0, atol=1e-12)
+    x, smaller = (wave(size, 5) + 0.5 for size in (48, 32))
+    hidden = maps.given["hidden"]
+    assert hidden is not None
+    torch.testing.assert_close(made @ smaller, hidden @ (weight(192, 48) @ x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("before", "after"), [((16, 2), (32, 4)), ((16, 2), (24, 3)), ((16, 2), (32, 2))])
+def test_linear_parts_of_a_wider_model_compute_the_same(before: tuple[int, int], after: tuple[int, int]) -> None:
+    source, target = config(*before), config(*after)
+    maps = width_maps(source, target)
+    layer = {"attn.qkv.weight": random(48, 16), "attn.proj.weight": random(16, 16, seed=1)}
+    made = resize_width(layer, maps)
+    x = random(5, 16, seed=2)  # five tokens
+    stream = maps.given["stream"]
+    assert stream is not None
+    wider = x @ stream.T
+    norm = torch.nn.functional.layer_norm
+    torch.testing.assert_close(norm(wider, (target.width,)), norm(x, (16,)) @ stream.T, rtol=1e-5, atol=1e-5)
+
+    def attended(tokens: Tensor, tensors: dict[str, Tensor], heads: int) -> Tensor:
+        parts = (tokens @ tensors["attn.qkv.weight"].T).unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+        mixed = torch.nn.functional.scaled_dot_product_attention(*parts).transpose(0, 1).flatten(1)
+        return mixed @ tensors["attn.proj.weight"].T
+
+    found, wanted = attended(wider, made, target.heads), attended(x, layer, source.heads)
+    torch.testing.assert_close(found, wanted @ stream.T, rtol=0, atol=1e-10)
+
+
+def test_chunks_and_heads_do_not_run_into_each_other() -> None:
+    source, target = config(32, 4), config(16, 2)
+    maps = width_maps(source, target)
+    layer = {"attn.qkv.bias": torch.zeros(96), "adaLN_modulation.1.bias": torch.zeros(192)}
+    layer["attn.qkv.bias"][32 + 16 : 32 + 24] = 1.0  # the third head of the keys, which is the second of the target's
+    layer["adaLN_modulation.1.bias"][64:96] = 1.0  # the gate, the third of the six
+    made = resize_width(layer, maps)
+    assert made["attn.qkv.bias"].abs().gt(1e-9).nonzero().flatten().tolist() == list(range(24, 32))
+    assert made["adaLN_modulation.1.bias"].abs().gt(1e-9).nonzero().flatten().tolist() == list(range(32, 48))
+    torch.testing.assert_close(made["attn.qkv.bias"][24:32], torch.ones(8).double())
+
+
+def test_the_variant_keeps_what_unrelated_weights_give() -> None:
+    source, target = config(64, 4), config(32, 2)
+    layer = {"mlp.fc1.weight": random(256, 64), "mlp.fc1.bias": random(256, seed=1)}
+    plain, restored = (resize_width(layer, width_maps(source, target), unit) for unit in (False, True))
+    assert float(restored["mlp.fc1.bias"].std(correction=0)) == pytest.approx(
+        float(layer["mlp.fc1.bias"].std(correction=0))
+    )
+    before = layer["mlp.fc1.weight"].square().sum(1).mean()
+    assert float(restored["mlp.fc1.weight"].square().sum(1).mean() / before) == pytest.approx(1, rel=0.02)
+    # Half of the rows and half of the columns: half of the variance is left of either, and half as many are summed,
+    # twice as large.
+    assert float(plain["mlp.fc1.weight"].square().sum(1).mean() / before) == pytest.approx(0.5, rel=0.1)
+
+
+def test_the_variant_leaves_what_only_grows_alone() -> None:
+    layer = {"attn.qkv.weight": random(48, 16), "mlp.fc2.weight": random(16, 64), "mlp.fc2.bias": random(16)}
+    plain, std = (resize_width(layer, width_maps(config(16, 2), config(32, 2)), unit) for unit in (False, True))
+    assert all(torch.equal(plain[name], std[name]) for name in layer)
+
+
+@pytest.mark.parametrize("variant", ["plain", "std"])
+def test_a_wider_model_from_the_command(trained: Any, variant: str) -> None:
+    ancestor, path = state(trained[1]), made(trained, 1, "--model", "dit-s", "--variant", variant)
+    found, name = state(path), "y_embedder.embedding_table.weight"
+    given = width_maps(config(64, 4), config(384, 6)).given["stream"]
+    assert given is not None
+    wanted = ancestor[name].double() @ given.T
+    torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-6)
+    metrics = read_manifest(path).metrics
+    layer_and_rest = sum(
+        value.numel() for name, value in ancestor.items() if name[:8] not in ("blocks.1", "blocks.2", "blocks.3")
+    )
+    assert metrics["parameters_transferred_with_embedders"] == layer_and_rest, "one layer at its own size, and the rest"

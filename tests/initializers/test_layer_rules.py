@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
-from finectl.initializers import auto_lg, heur_lg, weight_selection
+from finectl.initializers import METHODS, auto_lg, heur_lg, weight_selection
 from finectl.models.dit import dense_state_dict
 from finectl.models.io import load_model, load_weights, read_config
 from finectl.models.presets import count_parameters, preset
@@ -31,13 +31,26 @@ def even(layers: int, depth: int) -> dict[int, int]:
     return weight_selection.placement(layers, depth, "even")
 
 
+def heur(layers: int, depth: int) -> dict[int, int]:
+    return heur_lg.placement(layers, depth, int(METHODS["heur-lg"].constants["layers"]))
+
+
+def gradients(layers: int, depth: int) -> dict[int, int]:
+    return heur_lg.on_top([0.0] * layers, depth, int(METHODS["heur-lg"].constants["layers"]))
+
+
+def auto(layers: int, depth: int) -> dict[int, int]:
+    return auto_lg.placement(layers, depth, int(METHODS["auto-lg"].constants["layers"]))
+
+
 @pytest.mark.parametrize(
     ("rule", "base", "large"),
     [
         (first, 87.8, 155.6),
         (even, 87.8, 155.6),
-        (heur_lg.placement, 34.66, 61.16),
-        (auto_lg.placement, 62.3, 110.3),
+        (heur, 34.66, 61.16),
+        (gradients, 34.66, 61.16),
+        (auto, 62.3, 110.3),
     ],
 )
 def test_parameters_transferred_at_published_sizes(
@@ -51,17 +64,23 @@ def test_parameters_transferred_at_published_sizes(
         assert (counts["block"], rest) == (EXACT_BLOCK[name], EXACT_REST[name])
         transferred = [len(rule(model.depth, depth)) * counts["block"] + rest for depth in DEPTHS]
         mean = sum(transferred) / len(DEPTHS) / 1e6
-        digits = 2 if rule is heur_lg.placement else 1
+        digits = 2 if rule in (heur, gradients) else 1
         assert round(mean, digits) == millions
 
 
 def test_which_layers_are_taken() -> None:
-    assert heur_lg.placement(12, 4) == {1: 9, 2: 10, 3: 11}
-    assert heur_lg.placement(12, 2) == {0: 10, 1: 11}
-    assert heur_lg.placement(2, 5) == {3: 0, 4: 1}
-    assert heur_lg.placement(12, 12) == {9: 9, 10: 10, 11: 11}
-    assert auto_lg.placement(12, 8) == {index: index for index in range(6)}
-    assert auto_lg.placement(12, 4) == auto_lg.placement(4, 12) == {index: index for index in range(4)}
+    assert heur(12, 4) == {1: 9, 2: 10, 3: 11}
+    assert heur(12, 2) == {0: 10, 1: 11}
+    assert heur(2, 5) == {3: 0, 4: 1}
+    assert heur(12, 12) == {9: 9, 10: 10, 11: 11}
+    assert auto(12, 8) == {index: index for index in range(6)}
+    assert auto(12, 4) == auto(4, 12) == {index: index for index in range(4)}
+
+
+@pytest.mark.parametrize("method", ["he", "mimetic"])
+def test_methods_without_a_source_transfer_nothing(method: str, ancestor: Any) -> None:
+    metrics = read_manifest(init(ancestor, "--method", method, "--depth", 2)).metrics
+    assert metrics["parameters_transferred"] == metrics["parameters_transferred_with_embedders"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +106,19 @@ def init(ancestor: Any, *options: object) -> Path:
 @pytest.mark.parametrize(
     ("method", "depth", "places"),
     [
-        ("heur-lg", 5, [None, None, 4, 5, 6]),
-        ("heur-lg", 2, [5, 6]),
-        ("auto-lg", 8, [0, 1, 2, 3, 4, 5, None, None]),
-        ("auto-lg", 2, [0, 1]),
+        (("heur-lg",), 5, [None, None, 4, 5, 6]),
+        (("heur-lg",), 2, [5, 6]),
+        (("heur-lg", "--set", "layers=1"), 3, [None, None, 6]),
+        (("auto-lg",), 8, [0, 1, 2, 3, 4, 5, None, None]),
+        (("auto-lg",), 2, [0, 1]),
+        (("auto-lg", "--set", "layers=2"), 4, [0, 1, None, None]),
     ],
 )
 def test_layers_are_placed_and_the_others_are_the_control(
-    ancestor: Any, method: str, depth: int, places: list[int | None]
+    ancestor: Any, method: tuple[str, ...], depth: int, places: list[int | None]
 ) -> None:
     whole = ancestor[2]
-    made = init(ancestor, "--method", method, "--depth", depth)
+    made = init(ancestor, "--method", *method, "--depth", depth)
     found = load_weights(open_artifact(made), "ema")
     control = load_weights(open_artifact(init(ancestor, "--method", "he", "--depth", depth)), "ema")
     assert set(found) == set(control)
@@ -114,10 +135,25 @@ def test_layers_are_placed_and_the_others_are_the_control(
     assert read_manifest(made).cost.get("steps", 0) == 0
 
 
-def test_neither_changes_the_width_and_heur_has_one_variant(ancestor: Any) -> None:
+def test_neither_changes_the_width(ancestor: Any) -> None:
     root, path, _ = ancestor
     for method in ("heur-lg", "auto-lg"):
         ran = run_cli("init", path, "--method", method, "--model", "dit-s", "--workspace", root)
         assert ran.code == 2 and "--model" in ran.err
-    ran = run_cli("init", path, "--method", "heur-lg", "--variant", "gradients", "--workspace", root)
-    assert ran.code == 2 and "one of: last" in ran.err
+
+
+@pytest.mark.parametrize("method", ["heur-lg", "auto-lg"])
+@pytest.mark.parametrize("value", ["0", "2.5"])
+def test_layers_are_counted_in_whole_numbers(ancestor: Any, method: str, value: str) -> None:
+    root, path, _ = ancestor
+    ran = run_cli("init", path, "--method", method, "--set", f"layers={value}", "--workspace", root)
+    assert ran.code == 2 and f"--set layers={value}" in ran.err and "whole number" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("method", "variant", "name"), [("heur-lg", "last", "tau"), ("auto-lg", "similarity", "layers")]
+)
+def test_a_number_that_a_variant_does_not_read_is_refused(ancestor: Any, method: str, variant: str, name: str) -> None:
+    root, path, _ = ancestor
+    ran = run_cli("init", path, "--method", method, "--variant", variant, "--set", f"{name}=1", "--workspace", root)
+    assert ran.code == 2 and f"no number '{name}'" in ran.err

@@ -46,7 +46,11 @@ class Case:
     @property
     def options(self) -> tuple[object, ...]:
         variant = () if self.variant is None else ("--variant", self.variant)
-        return ("--method", self.name, *variant, *(TUNING if self.method.tunes else ()))
+        return ("--method", self.name, *variant, *(TUNING if self.tunes else ()))
+
+    @property
+    def tunes(self) -> bool:
+        return self.method.tunes(self.variant)
 
     def __str__(self) -> str:
         return self.name if self.variant is None else f"{self.name}:{self.variant}"
@@ -64,13 +68,28 @@ class Family:
 
     root: Path
     sources: dict[str, Path]
+    learngenes: dict[str, Path]  # by `condense --method`; "fitted" is that of a dense model
     unet: Path
     stranger: Path  # of a kind that no method starts from
 
     def source(self, method: Method) -> Path:
         """What the method starts from: where several kinds will do, a dense model."""
         kinds = sorted(method.sources, key=lambda kind: kind != "model")
-        return self.sources[kinds[0]]
+        return self.of_kind(method, kinds[0])
+
+    def of_kind(self, method: Method, kind: str) -> Path:
+        if kind != "learngene":
+            return self.sources[kind]
+        return self.learngenes["fitted" if method.fitted else method.condensed or "fine"]
+
+    def unsuited(self, method: Method) -> list[Path]:
+        """Learngenes of which the method says that they were condensed in another way than it needs."""
+        if "learngene" not in method.sources:
+            return list(self.learngenes.values())
+        wanted = (
+            {"fitted"} if method.fitted else {method.condensed, *(["fitted"] if method.condensed == "fine" else [])}
+        )
+        return [path for name, path in self.learngenes.items() if method.condensed and name not in wanted]
 
     def init(self, case: Case, *options: object, source: Path | None = None, root: Path | None = None) -> Ran:
         start = source or self.source(case.method)
@@ -84,10 +103,15 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
     condensed = run_cli("condense", "--model", "dit-nano", "--depth", ANCESTOR_DEPTH, *SHORT, *place).path
     learngene = run_cli("extract", condensed, *place).path
     started = run_cli("init", learngene, "--method", "fine", "--depth", ANCESTOR_DEPTH, *TUNING, *place).path
-    dense = run_cli("train", started, *SHORT, *place).path
+    dense = run_cli("train", started, *SHORT, "--keep-every", 1, *place).path
+    fitted = run_cli("condense", "--from", dense, "--cp-iterations", 2, *place).path
+    learngenes = {"fine": learngene, "fitted": run_cli("extract", fitted, *place).path}
+    for how in sorted({method.condensed for method in METHODS.values()} - {"", *learngenes}):
+        other = run_cli("condense", "--method", how, "--model", "dit-nano", "--depth", ANCESTOR_DEPTH, *SHORT, *place)
+        learngenes[how] = run_cli("extract", other.path, *place).path
     stranger = run_count(root).artifact
     assert stranger is not None
-    yield Family(root, {"model": dense, "condensed": condensed, "learngene": learngene}, make_unet(root), stranger.path)
+    yield Family(root, {"model": dense, "condensed": condensed}, learngenes, make_unet(root), stranger.path)
 
 
 def make_unet(root: Path) -> Path:
@@ -166,7 +190,7 @@ def test_it_makes_a_dense_model_of_any_depth(case: Case, depth: int, family: Fam
     assert 0 <= blocks <= everything <= metrics["parameters"]
     assert (everything == 0) == case.method.anew, "a method that takes something from its source says how much"
     cost = manifest.cost
-    if case.method.tunes:
+    if case.tunes:
         assert cost["steps"] == 2 and cost["samples"] == 16 and cost["wall_s"] > 0
     else:
         assert cost["steps"] == 0
@@ -191,7 +215,7 @@ def test_the_usual_variant_is_the_first(case: Case, family: Family) -> None:
 @every_method
 def test_an_option_that_it_does_not_read_makes_no_other_artifact(case: Case, family: Family) -> None:
     other = family.init(case, "--depth", 2, "--tune-lr", 0.123).path
-    assert (other == family.init(case, "--depth", 2).path) == ("tune_lr" not in case.method.options)
+    assert (other == family.init(case, "--depth", 2).path) == ("tune_lr" not in case.method.options_of(case.variant))
 
 
 @every_method
@@ -204,14 +228,14 @@ def test_variants_differ(case: Case, family: Family) -> None:
 @every_method
 def test_it_starts_from_every_kind_that_it_says(case: Case, family: Family) -> None:
     for kind in case.method.sources:
-        made = family.init(case, "--depth", 2, source=family.sources[kind]).path
+        made = family.init(case, "--depth", 2, source=family.of_kind(case.method, kind)).path
         is_model_of(made, nano(2))
 
 
 @every_method
 def test_what_it_cannot_start_from_is_refused(case: Case, family: Family) -> None:
     wrong = [path for kind, path in family.sources.items() if kind not in case.method.sources]
-    for source in (*wrong, family.stranger):
+    for source in (*wrong, *family.unsuited(case.method), family.stranger):
         refused(family.init(case, "--depth", 2, source=source), EXIT_INPUT, words=("expected:", "try: ", "finectl "))
 
 

@@ -15,13 +15,15 @@ from torch import Tensor
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
 from finectl.diffusion.random import generator_for
-from finectl.initializers.mimetic import CONSTANTS, Constants, attention_weights, noisy_identity
+from finectl.initializers import METHODS
+from finectl.initializers.mimetic import Constants, attention_weights, balanced_factors, constants_of, noisy_identity
 from finectl.models.dit import Block, DiT, SelfAttention, initialize_
 from finectl.models.io import load_model
 from finectl.models.presets import PRESETS
 
 WIDTH, _, HEADS, _ = PRESETS["dit-nano"]
 SIZE = WIDTH // HEADS
+CONSTANTS = {variant: constants_of(METHODS["mimetic"].constants, variant) for variant in METHODS["mimetic"].variants}
 DEPTH = 3
 
 
@@ -66,6 +68,37 @@ def has_diagonal(matrix: Tensor, alpha: float, beta: float) -> None:
 
 def test_the_variants_are_the_published_constants() -> None:
     assert CONSTANTS == {"paper": Constants(0.7, 0.7, 0.4, 0.4), "swapped": Constants(0.4, 0.4, 0.7, 0.7)}
+
+
+def test_numbers_that_are_set_are_exchanged_by_the_variant(workspace: Path) -> None:
+    values = {"alpha_q": 0.1, "beta_q": 0.2, "alpha_v": 0.3, "beta_v": 0.4}
+    assert constants_of(values, "paper") == Constants(0.1, 0.2, 0.3, 0.4)
+    assert constants_of(values, "swapped") == Constants(0.3, 0.4, 0.1, 0.2)
+    model = made(workspace, "--set", "beta_q=0.9,alpha_v=0.1")
+    wanted = attention_weights(WIDTH, HEADS, Constants(0.7, 0.9, 0.1, 0.4), generator_for("init-mimetic", 0, 1))
+    assert torch.equal(cast(Tensor, attention_of(model, 1).qkv.weight).float(), wanted[0])
+    exchanged = ("--set", "alpha_q=0.4,beta_q=0.4,alpha_v=0.7,beta_v=0.7")
+    swapped, other = made(workspace, *exchanged).state_dict(), made(workspace, "--variant", "swapped").state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in swapped.items())
+
+
+@pytest.mark.parametrize("rank", [1, 5, 24])
+def test_factors_are_those_of_the_singular_value_decomposition(rank: int) -> None:
+    matrix = noisy_identity(24, 0.7, 0.7, torch.Generator().manual_seed(3))
+    first, second = balanced_factors(matrix, rank)
+    values = torch.linalg.svdvals(matrix)[:rank]
+    torch.testing.assert_close(first @ second.T, nearest(matrix, rank), rtol=0, atol=1e-12)
+    for side in (first, second):
+        torch.testing.assert_close(side.T @ side, values.diag(), rtol=0, atol=1e-11)
+    assert bool((second.gather(0, second.abs().argmax(0, keepdim=True)) > 0).all()), "signs are fixed"
+
+
+def test_factors_of_a_matrix_without_full_rank_are_finite() -> None:
+    matrix = torch.zeros(8, 8, dtype=torch.float64)
+    matrix[0, 1] = 2.0
+    first, second = balanced_factors(matrix, 8)
+    assert bool(first.isfinite().all() and second.isfinite().all())
+    torch.testing.assert_close(first @ second.T, matrix, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("width", [64, 192])

@@ -62,3 +62,15 @@ def test_data_on_which_the_ancestor_knows_nothing_are_refused(ancestor: Any) -> 
     root, model = ancestor
     ran = run_cli("init", model, "--method", "pruned-kd", "--depth", 2, "--data", "photos", "--workspace", root)
     assert ran.code == EXIT_INPUT and "--tune-steps 0" in ran.err
+
+
+def test_another_width_is_tuned_towards_the_ancestor(ancestor: Any) -> None:
+    root, _ = ancestor
+    wide = init(ancestor, "--model", "dit-s", "--depth", 2, "--tune-steps", 0)
+    found = load_weights(open_artifact(wide), "ema")
+    rows = found["blocks.0.mlp.fc1.weight"].view(256, 6, 64, 6).sum(3)
+    torch.testing.assert_close(rows, rows[:, :1].expand_as(rows), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found["blocks.0.mlp.fc1.weight"][0], found["blocks.0.mlp.fc1.weight"][1])
+    options = ("--method", "pruned-kd", "--model", "dit-nano", "--depth", 2, "--workspace", root)
+    narrow = [run_cli("init", wide, *options, "--batch-size", 16, "--tune-steps", steps).path for steps in (0, 20)]
+    assert distance(narrow[1], wide) < 0.9 * distance(narrow[0], wide)

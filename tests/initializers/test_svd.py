@@ -14,7 +14,8 @@ from torch import Tensor
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
 from finectl.initializers.svd import half_rank, kept_parameters, low_rank_layer, truncate
-from finectl.models.io import load_weights
+from finectl.initializers.width import axes, select
+from finectl.models.io import load_weights, read_dit_config
 from finectl.models.presets import LAYER_TYPES
 
 WIDTH = 64
@@ -103,3 +104,28 @@ def test_the_first_layers_of_a_deeper_target_and_the_rest_as_dit_starts(trained:
     for index in (4, 5):
         assert not bool(found[f"blocks.{index}.adaLN_modulation.1.weight"].any())
         assert int(torch.linalg.matrix_rank(found[f"blocks.{index}.attn.proj.weight"])) == WIDTH
+
+
+def test_another_width_is_selected_or_repeated_and_then_cut(trained: Any) -> None:
+    root, ancestor = trained
+    wide = made(trained, 1, "--model", "dit-s")
+    nano, small = (read_dit_config(open_artifact(path)) for path in (ancestor, wide))
+    for source, target, path in (
+        (ancestor, small, wide),
+        (
+            wide,
+            nano,
+            run_cli("init", wide, "--method", "svd", "--model", "dit-nano", "--depth", 1, "--workspace", root).path,
+        ),
+    ):
+        before, found = state(source), state(path)
+        taken = axes(read_dit_config(open_artifact(source)), target)
+        place = "blocks.1." if source == ancestor else "blocks.0."  # a single layer is the middle one
+        layer = {name[9:]: value for name, value in before.items() if name.startswith(place)}
+        for name, value in select(layer, taken).items():
+            wanted = truncate(value, min(value.shape) // 2) if value.ndim == 2 else value
+            torch.testing.assert_close(found[f"blocks.0.{name}"], wanted, rtol=1e-5, atol=1e-6)
+    metrics = read_manifest(wide).metrics
+    assert metrics["parameters_transferred"] == 18 * WIDTH**2 + 15 * WIDTH, "no more than the ancestor's layer"
+    rest = sum(value.numel() for name, value in state(ancestor).items() if not name.startswith("blocks."))
+    assert metrics["parameters_transferred_with_embedders"] == metrics["parameters_transferred"] + rest

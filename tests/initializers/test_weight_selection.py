@@ -13,15 +13,10 @@ from torch import Tensor
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
 from finectl.errors import UsageError
+from finectl.initializers.room import require_room
 from finectl.initializers.transfer import Ancestor
-from finectl.initializers.weight_selection import (
-    attention_channels,
-    channel_axes,
-    placement,
-    regular,
-    require_room,
-    select,
-)
+from finectl.initializers.weight_selection import placement
+from finectl.initializers.width import attention_channels, axes, regular, select
 from finectl.models.dit import DiT, dense_state_dict, initialize_
 from finectl.models.io import load_model, load_weights, read_config
 from finectl.models.presets import DiTConfig, count_parameters
@@ -36,10 +31,10 @@ def config(width: int, heads: int, depth: int = 2, mlp_ratio: int = 4) -> DiTCon
 
 def narrowed(state: dict[str, Tensor], source: DiTConfig, target: DiTConfig) -> dict[str, Tensor]:
     """Return the whole state at the width of `target`, layer by layer as the method does it."""
-    ancestor, axes = Ancestor(source, state), channel_axes(source, target)
-    made = select(ancestor.rest, axes)
+    ancestor, taken = Ancestor(source, state), axes(source, target)
+    made = select(ancestor.rest, taken)
     for index, layer in enumerate(ancestor.layers):
-        made |= {f"blocks.{index}.{name}": value for name, value in select(layer, axes).items()}
+        made |= {f"blocks.{index}.{name}": value for name, value in select(layer, taken).items()}
     return made
 
 
@@ -166,7 +161,7 @@ def test_tensors_that_share_a_stream_share_their_indices(wide: tuple[int, int], 
 def test_a_hand_made_layer_is_selected_by_hand() -> None:
     source, target = config(8, 2, depth=1, mlp_ratio=1), config(4, 1, depth=1, mlp_ratio=1)
     weight, bias = torch.arange(64.0).view(8, 8), torch.arange(8.0)
-    made = select({"attn.proj.weight": weight, "attn.proj.bias": bias}, channel_axes(source, target))
+    made = select({"attn.proj.weight": weight, "attn.proj.bias": bias}, axes(source, target))
     # Rows 0, 2, 4, 6 of the stream; columns 0 to 3, the first of the two heads.
     assert made["attn.proj.weight"].tolist() == [[r * 8.0 + c for c in range(4)] for r in (0, 2, 4, 6)]
     assert made["attn.proj.bias"].tolist() == [0, 2, 4, 6]
@@ -178,10 +173,9 @@ def widen(name: str, value: Tensor, source: DiTConfig, target: DiTConfig) -> Ten
     With every channel of the stream there twice, its mean and its variance are those of the narrow stream. Heads that
     are not kept hold noise, which no column of the next layer reads.
     """
-    axes = channel_axes(source, target)
     path = name.rpartition(".")[0]
     path = path.split(".", 2)[2] if path.startswith("blocks.") else path
-    rows, columns = axes[path]
+    rows, columns = axes(source, target)[path][:2]
     wide = value
     if rows is not None and path == "attn.qkv":
         wide = 5 * torch.randn(2 * len(value), *value.shape[1:], generator=torch.Generator().manual_seed(2))
@@ -201,6 +195,7 @@ def test_a_larger_model_with_the_same_function_gives_back_the_smaller_one() -> N
     source, target = config(32, 4), config(16, 2)
     small, large = moved_from_its_start(target), DiT(source)
     large.load_state_dict({name: widen(name, v, source, target) for name, v in small.state_dict().items()})
+    assert torch.equal(large.pos_embed[:, ::2], small.pos_embed), "at an integer factor, positions are selected, too"
     large.pos_embed = small.pos_embed.repeat_interleave(2, dim=1)
     made = narrowed(large.state_dict(), source, target)
     assert same(made, small.state_dict())
@@ -270,6 +265,8 @@ def test_a_wider_target_is_refused(ancestor: Any) -> None:
     place = ("--method", "weight-selection", "--workspace", root)
     ran = run_cli("init", path, "--model", "dit-s", "--depth", 1, *place)
     assert ran.code == 2 and "384 channels" in ran.err and "64" in ran.err and "cannot widen" in ran.err
+    planned = run_cli("init", path, "--model", "dit-s", "--depth", 1, *place, "--dry-run")
+    assert planned.code == 2 and planned.err == ran.err, "refused before anything runs"
     require_room(config(32, 4), config(32, 4))
     for target, what in (
         (config(48, 4), "channels"),

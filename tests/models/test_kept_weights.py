@@ -48,6 +48,17 @@ def test_kept_updates_are_listed_hashed_and_loaded(stage: str, chain: Any) -> No
     assert all(torch.equal(last[name], value) for name, value in load_model(plain).state_dict().items())
 
 
+def test_updates_that_are_named(chain: Any) -> None:
+    regular = open_artifact(run_cli("train", chain.init, *STEPS, "--keep-every", 2).path)
+    named = open_artifact(run_cli("train", chain.init, *STEPS, "--keep-at", "4,1").path)
+    assert checkpoints(named) == [1, 4] and named.manifest.config["keep_at"] == "1,4"
+    assert run_cli("train", chain.init, *STEPS, "--keep-at", " 1, 4,4").path == named.path
+    for name in (checkpoint_file(4), "ema.safetensors"):
+        assert (named.path / name).read_bytes() == (regular.path / name).read_bytes()
+    refused = run_cli("train", chain.init, *STEPS, "--keep-at", "8")
+    assert refused.code == 2 and "update 8" in refused.err and "--steps 8" in refused.err
+
+
 def test_an_update_that_is_not_kept(chain: Any) -> None:
     kept = open_artifact(run_cli("train", chain.init, *STEPS, "--keep-every", 3).path)
     with pytest.raises(InputError, match="no weights of update 4") as caught:

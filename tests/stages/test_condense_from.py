@@ -216,7 +216,7 @@ def test_killed_and_run_again(chain: Any, fast_disk: Path, step: int) -> None:
 
 
 def test_repeated_layers_share_their_update() -> None:
-    from finectl.initializers.fine import place_curves
+    from finectl.initializers.expansion import place_curves
     from finectl.models.learngene import Learngene
     from finectl.models.presets import preset
 

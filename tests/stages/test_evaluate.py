@@ -218,6 +218,14 @@ def test_checkpoints_give_curves_and_the_updates_to_a_score(chain: Any) -> None:
     refused(run_cli("evaluate", chain.model, "--metrics", "loss", "--steps-every", 5), EXIT_INPUT, "--keep-every")
 
 
+def test_named_checkpoints_and_the_start_are_points_of_one_comparison(chain: Any) -> None:
+    trained = run_cli("train", chain.init, "--steps", 6, "--batch-size", 8, "--keep-at", "1,5").path
+    arguments = ("evaluate", chain.init, trained, "--metrics", "loss", "--draws", 1, "--steps-every")
+    assert [row["checkpoint"] for row in rows_of(run_cli(*arguments, 1).path)] == [2, 3, 7, 8]
+    assert [row["checkpoint"] for row in rows_of(run_cli(*arguments, 5).path)] == [2, 7, 8]
+    refused(run_cli(*arguments, 4), EXIT_INPUT, "1, 5", "--keep-at")
+
+
 def test_the_table_on_stdout(chain: Any) -> None:
     arguments = ("evaluate", chain.init, chain.model, "--metrics", "loss", "--draws", 1)
     ran = run_cli(*arguments, "--format", "csv")

@@ -63,6 +63,7 @@ class Options:
     weight_decay: float = 0.0
     ema: Any = None
     eval_every: Any = None
+    keep_at: Any = None
     seed: int = 0
 
 
@@ -80,6 +81,23 @@ def test_what_is_given_stays_even_when_it_is_zero() -> None:
     given = {"steps": 3, "batch_size": 1, "lr": 0.0, "ema": 0.0, "eval_every": 0}
     assert resolved(True, **given).items() >= given.items()
     assert resolved(False, steps=3)["eval_every"] == 1
+
+
+def test_a_list_of_updates_has_one_way_of_writing() -> None:
+    assert resolved(True)["keep_at"] is None
+    assert resolved(True, keep_at="300, 30,30,500")["keep_at"] == "30,300,500"
+    for wrong in ("", "0", "3,", "3,-1", "1.5", "3;4", "²"):
+        with pytest.raises(UsageError, match="no list of updates"):
+            resolved(True, keep_at=wrong)
+    with pytest.raises(UsageError, match="501, and there are 500"):
+        resolved(True, keep_at="30,501")
+
+
+def test_updates_are_kept_regularly_or_by_name() -> None:
+    for every, at, expected in ((0, "1,4,9", [1, 4, 9]), (3, "1,6,10", [1, 3, 6, 9]), (0, "10", []), (4, None, [4, 8])):
+        chosen = settings(steps=10, keep_every=every, keep_at=at)
+        assert [update for update in range(12) if chosen.keeps(update)] == expected
+        assert chosen.kept == len(expected), "what the estimate of the disk counts"
 
 
 def test_settings_of_a_configuration_are_all_its_fields() -> None:

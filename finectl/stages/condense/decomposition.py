@@ -17,7 +17,7 @@ from finectl.errors import InputError, UsageError
 from finectl.models.io import read_dit_config
 from finectl.models.learngene import SIGMA_RULE
 from finectl.models.presets import DiTConfig, FactorConfig, count_parameters, family_name
-from finectl.stages.condense.config import Config, factors_of, groups_of, parameter_counts
+from finectl.stages.condense.config import Config, factors_of, groups_of, parameter_counts, resolved_tying
 from finectl.stages.condense.pretraining import DEFAULT_DIVISOR
 from finectl.training.estimate import training_estimate
 from finectl.training.settings import (
@@ -45,7 +45,8 @@ def plan_from(config: Config, ancestor: Artifact) -> Plan[Config]:
     rank = cast(FactorConfig, model.factorized).rank
     inherited = InheritedData.of(ancestor)
     data: DataInfo | InheritedData | None = inherited
-    updates = config.distill_steps + (config.steps or 0)
+    distilling = config.distill_steps or 0
+    updates = distilling + (config.steps or 0)
     if config.keep_every and not updates:
         raise UsageError("--keep-every keeps weights of updates, and there are none", fix="--steps N")
     if updates or config.cp_weighting == "inputs":
@@ -60,22 +61,20 @@ def plan_from(config: Config, ancestor: Artifact) -> Plan[Config]:
     else:
         fields = {"data": inherited.name if inherited else None, "image_size": dense.image_size}
     bundled = data.bundled if data else False
-    settings = resolve_settings(config, bundled, small=FROM_SMALL, paper=FROM_PAPER)
-    if config.eval_every is None:
-        settings["eval_every"] = max(1, (config.distill_steps + settings["steps"]) // 10)
+    settings = resolve_settings(config, bundled, small=FROM_SMALL, paper=FROM_PAPER, before=distilling)
     resolved = replace(
         config,
         model=family_name(dense),
         depth=model.depth,
-        rank=rank,
-        factorize=",".join(cast(FactorConfig, model.factorized).types),
+        **resolved_tying(config, model),
+        distill_steps=distilling,
         learn_sigma=model.learn_sigma,
         frequency_divisor=model.frequency_divisor,
         sigma_lr=settings["lr"] if config.sigma_lr is None else config.sigma_lr,
         from_model=str(ancestor.path.resolve()),
         **{**fields, **settings},
     )
-    updates_planned = replace(settings_of(resolved), steps=config.distill_steps + settings["steps"])
+    updates_planned = replace(settings_of(resolved), steps=distilling + settings["steps"])
     return Plan(
         resolved,
         slug=f"{family_name(dense).replace('/', '-')}-l{model.depth}-r{rank}-cp",
@@ -110,6 +109,13 @@ def architecture_from(config: Config, ancestor: Artifact) -> DiTConfig:
                 expected=f"{own}, which comes from the model",
                 fix=f"leave {option} out",
             )
+    if config.method != "fine" or config.distill is not None:
+        raise UsageError(
+            "--from fits factors to a dense model, and goes with --method fine alone, without --distill",
+            fix=f"--method {config.method} --distill {ancestor.path} trains one towards that model"
+            if config.method != "fine"
+            else "--from MODEL --distill-steps N",
+        )
     if config.sigma_sharing != 1:
         raise UsageError("--sigma-sharing does not go with --from: the fit gives every column its own sigma")
     return replace(dense, factorized=factors_of(config, dense))
@@ -130,7 +136,8 @@ def run_from(job: Job[Config], ancestor: Artifact) -> Outcome:
     device = resolve_device(job.execution.device, job.world.local_rank)
     model_config = architecture_from(config, ancestor)
     dense = load_dit(ancestor)
-    weighted, steps = config.cp_weighting == "inputs", config.distill_steps + cast(int, config.steps)
+    weighted, distilling = config.cp_weighting == "inputs", cast(int, config.distill_steps)
+    steps = distilling + cast(int, config.steps)
     train = (
         load(config.data or "", "train", config.image_size, data_options(config, job)) if weighted or steps else None
     )
@@ -151,7 +158,7 @@ def run_from(job: Job[Config], ancestor: Artifact) -> Outcome:
         held = load(config.data or "", "heldout", config.image_size, data_options(config, job))
         heldout = heldout_evaluator(held, device, diffusion=model_config.diffusion)
         settings = replace(settings_of(config), steps=steps)
-        loss = Distillation(dense.to(device), model, config.distill_steps, config.seed)
+        loss = Distillation(dense.to(device), model, distilling, config.seed)
         trained = fit(job, model, train, settings, groups=groups_of(model, config), heldout=heldout, loss=loss)
         state, ema, cost = trained.state, trained.ema, trained.cost
     if job.world.leads:

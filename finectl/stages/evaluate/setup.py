@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from finectl.artifacts.lineage import INITIALISING
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import tensor_shapes
 from finectl.data.files import FilesInfo, describe_files
@@ -180,11 +181,12 @@ def _models(config: Config, models: Sequence[Artifact], data: DataInfo | None) -
         require_null_class(model, config.guidance)
         if data is not None:
             require_fit(artifact, data)
-        if config.steps_every and not any(step % config.steps_every == 0 for step in checkpoints(artifact)):
+        trained = artifact.manifest.stage != INITIALISING  # what is not has its last weights only, and they are a point
+        if config.steps_every and trained and not any(step % config.steps_every == 0 for step in checkpoints(artifact)):
             raise InputError(
                 f"{artifact.path} keeps no checkpoint of an update that {config.steps_every} divides",
                 expected=f"checkpoints, such as {', '.join(map(str, checkpoints(artifact)[:5])) or 'none that it has'}",
-                fix="train it with --keep-every N, and give a multiple of N: --steps-every N",
+                fix="train it with --keep-every N or --keep-at LIST; --steps-every 1 measures all that it keeps",
             )
         wants_images = config.metrics is None or any(METRICS[m].sampled for m in parse_metrics(config.metrics))
         of_latents = bool(artifact.manifest.data.get("vae")) or config.vae is not None

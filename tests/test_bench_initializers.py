@@ -49,7 +49,15 @@ def content() -> dict[str, Any]:
             for depth in (2, 4):
                 rows += [row(label, method, seed, depth, n, loss + (100 - n) / 200, **more) for n in STEPS]
     rows += [row("direct", "he", seed, depth, BUDGET, 0.08) for seed in (0, 1) for depth in (2, 4)]
-    settings = {"steps": STEPS, "budget": BUDGET, "tuning": 30, "samples": 500, "sampling_steps": 20, "task": "same"}
+    settings = {
+        "steps": STEPS,
+        "budget": BUDGET,
+        "tuning": 30,
+        "batch_size": 8,
+        "samples": 500,
+        "sampling_steps": 20,
+        "task": "same",
+    }
     return {"settings": settings, "ancestor_parameters": 1000, "rows": rows}
 
 
@@ -141,7 +149,15 @@ def test_the_plots_are_drawn(results: Any, tmp_path: Path, monkeypatch: pytest.M
 
 def settings(**changed: Any) -> Any:
     values: dict[str, Any] = {
-        **{"depths": (2,), "seeds": (0,), "steps": STEPS, "budget": BUDGET, "tuning": 30, "samples": 8},
+        **{
+            "depths": (2,),
+            "seeds": (0,),
+            "steps": STEPS,
+            "budget": BUDGET,
+            "tuning": 30,
+            "batch_size": 8,
+            "samples": 8,
+        },
         **{"sampling_steps": 2, "draws": 1, "rate": 4e-3, "task": "same", "source_size": 8, "methods": ()},
     }
     return driver.Settings(**{**values, **changed})

@@ -228,7 +228,9 @@ TuneLr = Annotated[
 ]
 WidthMap = Annotated[
     Literal["rows", "learned"],
-    typer.Option("--width-map", help="Rows of U and V in another width: chosen, or mixed by matrices tuned with sigma."),
+    typer.Option(
+        "--width-map", help="Rows of U and V in another width: chosen, or mixed by matrices tuned with sigma."
+    ),
 ]
 TuneBiases = Annotated[bool, typer.Option("--tune-biases/--no-tune-biases", help="Tune the biases with sigma.")]
 Depths = Annotated[

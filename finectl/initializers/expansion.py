@@ -30,7 +30,6 @@ from finectl.models.presets import LAYER_TYPES
 from finectl.models.sharing import SHARED
 from finectl.models.tying import OWN
 
-
 LEARNED = "learned"
 """The `--width-map` of maps that are tuned."""
 

@@ -12,6 +12,7 @@
 #   BUDGET=1500          updates of the ancestor, of each condensed model and of the directly trained models
 #   UPDATES=1000         updates of each target in all; STEPS="0 30 100 300 1000" are measured
 #   TUNING=30            updates of methods that tune before training
+#   BATCH=128            images an update
 #   METHODS=             only these methods or rows of the table, separated by commas, such as "fine,weight-selection even"
 #   SAMPLES=500 SAMPLING_STEPS=20 DRAWS=10    how they are measured
 #   SOURCE_SIZE=8        side of the photos in pixels
@@ -26,7 +27,7 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 updates=${UPDATES:-1000}
 python "$here/initializers_run.py" --out "$out" --jobs "${JOBS:-2}" --task "${TASK:-same}" \
     --depths "${DEPTHS:-2 4 6 8}" --seeds "${SEEDS:-0 1 2}" --budget "${BUDGET:-1500}" --updates "$updates" \
-    --steps "${STEPS:-0 30 100 300 1000}" --tuning "${TUNING:-30}" --methods "${METHODS:-}" \
+    --steps "${STEPS:-0 30 100 300 1000}" --tuning "${TUNING:-30}" --batch-size "${BATCH:-128}" --methods "${METHODS:-}" \
     --samples "${SAMPLES:-500}" --sampling-steps "${SAMPLING_STEPS:-20}" --draws "${DRAWS:-10}" \
     --rate "${RATE:-4e-3}" --source-size "${SOURCE_SIZE:-8}"
 python "$here/initializers_report.py" "$out/results.json" --out "$out"

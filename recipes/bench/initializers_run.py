@@ -37,6 +37,7 @@ class Settings:
     steps: tuple[int, ...]
     budget: int
     tuning: int
+    batch_size: int
     samples: int
     sampling_steps: int
     draws: int
@@ -173,7 +174,7 @@ def make_source(settings: Settings, seed: int, kind: str) -> str:
         condensed = finectl("condense", "--from", ancestor, *common)
     else:
         way = () if kind == FINE else ("--method", kind)
-        budget = ("--steps", settings.budget)
+        budget = ("--steps", settings.budget, "--batch-size", settings.batch_size)
         condensed = finectl("condense", *way, "--model", PRESET, "--depth", ANCESTOR_DEPTH, *data, *budget, *common)
     return str(finectl("extract", condensed))
 
@@ -187,7 +188,7 @@ def dense(settings: Settings, seed: int, depth: int, data: Sequence[str]) -> Pat
     inner = {settings.budget * part // 5 for part in range(1, 5)} | set(settings.steps)
     kept = sorted(step for step in inner if 0 < step < settings.budget)
     keeps = ("--keep-at", ",".join(map(str, kept))) if kept else ()
-    budget = ("--steps", settings.budget, "--lr", settings.rate, *keeps)
+    budget = ("--steps", settings.budget, "--batch-size", settings.batch_size, "--lr", settings.rate, *keeps)
     return finectl("train", start, *budget, "--seed", seed)
 
 
@@ -204,8 +205,8 @@ def make_target(task: Task) -> list[dict[str, Any]]:
         kept = [step - before for step in settings.steps if 0 < step - before < rest]
         keeps = ("--keep-at", ",".join(map(str, kept))) if kept else ()
         if rest > 0:
-            trained = ("train", models[-1], "--steps", rest, *keeps, "--eval-every", 0, "--seed", task.seed)
-            models.append(finectl(*trained))
+            common = ("--batch-size", settings.batch_size, "--eval-every", 0, "--seed", task.seed)
+            models.append(finectl("train", models[-1], "--steps", rest, *keeps, *common))
     made = time.monotonic()
     evaluation = measure(settings, models)
     seconds = {"making_s": round(made - began, 1), "measuring_s": round(time.monotonic() - made, 1)}
@@ -240,6 +241,8 @@ def start(task: Task) -> tuple[list[Path], int]:
     """
     settings, member = task.settings, task.member
     common = ("--method", member.method, *member.options, "--depth", task.depth, "--seed", task.seed)
+    if member.tunes:
+        common = (*common, "--batch-size", settings.batch_size)
     if member.label == OF_SOURCE:
         return of_source(task, common)
     options = (task.source, *common, "--data", TARGET_DATA)
@@ -381,6 +384,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1000, help="the last of them")
     parser.add_argument("--budget", type=int, default=1500)
     parser.add_argument("--tuning", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--draws", type=int, default=10)

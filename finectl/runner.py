@@ -219,14 +219,15 @@ def find_parents(
                 f"INPUT {inputs[0]!r} is not read with these options", expected="no INPUT", fix="leave INPUT out"
             )
         return ()
+    further = [artifact for other in reads.also for artifact in find_parents(workspace, other, other.named, console)]
     if not inputs:
         artifact = workspace.newest(reads.kinds)
         console.note(f"no INPUT given: taking the newest {artifact.kind}, {artifact.path}")
-        return (artifact,)
+        return (artifact, *further)
     names = [name for text in inputs for name in (read_stdin() if text == STDIN else [text])]
     if len(names) > 1 and not reads.many:
         raise InputError(f"{len(names)} inputs were given", expected="one")
-    return tuple(workspace.find(name, reads.kinds) for name in names)
+    return (*(workspace.find(name, reads.kinds) for name in names), *further)
 
 
 def read_stdin() -> list[str]:
@@ -263,10 +264,14 @@ def recipe_of(stage: Stage[C], plan: Plan[C], parents: Sequence[Artifact], reads
             "stage": stage.name,
             "version": stage.version,
             "config": config,
-            "parents": [[reads.role, parent.manifest.digest] for parent in parents] if reads else [],
+            "parents": [[role, parent.manifest.digest] for role, parent in _with_roles(reads, parents)],
             "data": plan.data.fingerprint if plan.data else None,
         }
     )
+
+
+def _with_roles(reads: Reads | None, parents: Sequence[Artifact]) -> list[tuple[str, Artifact]]:
+    return list(zip(reads.roles(len(parents)), parents, strict=True)) if reads else []
 
 
 def finished(final: Path, recipe: str) -> Artifact | None:
@@ -374,9 +379,8 @@ def _work(
             execution={**asdict(options.execution), **machine(options.world)},
             recipe=recipe,
             parents=[
-                ParentRecord(reads.role, os.path.relpath(parent.path, staging.final), parent.manifest.digest)
-                for parent in parents
-                if reads
+                ParentRecord(role, os.path.relpath(parent.path, staging.final), parent.manifest.digest)
+                for role, parent in _with_roles(reads, parents)
             ],
             files=files,
             digest=digest_of(files),

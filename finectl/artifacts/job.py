@@ -41,12 +41,18 @@ class Reads:
         kinds: The kinds that will do.
         many: Whether several may be given.
         named: Inputs that the configuration itself names; INPUT is not read then.
+        also: Further inputs, each of one artifact that the configuration names; they come after the others.
     """
 
     role: str
     kinds: tuple[str, ...]
     many: bool = False
     named: tuple[str, ...] = ()
+    also: tuple[Reads, ...] = ()
+
+    def roles(self, count: int) -> list[str]:
+        """Return the role of each of so many input artifacts."""
+        return [self.role] * (count - len(self.also)) + [further.role for further in self.also]
 
 
 @dataclass(frozen=True)

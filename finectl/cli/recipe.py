@@ -80,7 +80,9 @@ def _from_manifest(path: Path, stage: str, known: Sequence[str]) -> dict[str, An
     # A digest that is no option is of something that the options name: it is computed again.
     given = {k: v for k, v in manifest.config.items() if v is not None and (k in known or not k.endswith(DIGEST))}
     values = _checked(path, stage, given, known)
-    parents = [str((path.parent / parent.path).resolve()) for parent in manifest.parents]
+    # Those of another role than the first are named by options.
+    inputs = [parent for parent in manifest.parents if parent.role == manifest.parents[0].role]
+    parents = [str((path.parent / parent.path).resolve()) for parent in inputs]
     if parents and "inputs" in known:
         values["inputs"] = parents
     elif parents and "input" in known:

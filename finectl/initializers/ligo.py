@@ -25,6 +25,7 @@ Ours, where the paper says nothing of Diffusion Transformers:
   of channels whose size stays has no map.
 - Embedders and final layer have no coefficients: they are copied and frozen, or mapped. Those that do not fit the
   target's data start anew and are trained, at the usual rate.
+- Maps keep the usual rate in a wider target, too: new channels are averages, no copies that would move together.
 - The learning rate falls from `--tune-lr` to 0 without a warm-up. The command that the authors published rises so
   slowly that its 100 updates hardly move the coefficients.
 

@@ -13,6 +13,8 @@ from finectl.training.run import Loss, plain_loss
 from finectl.training.settings import PAPER, SMALL, TrainSettings, data_options
 
 BLOCKS = "blocks."
+WIDTH_POWER = 1.5
+"""How the usual rate falls with the width that a model gains."""
 
 
 def tune(
@@ -64,10 +66,16 @@ def tune(
 
 
 def width_factor(source: DiTConfig | None, target: DiTConfig) -> float:
-    """Return what the usual rate of weights is multiplied by in a model that was made wider.
+    """Return what the usual rate of weights is multiplied by in a model that was made wider by repeating channels.
+
+    Copies of a channel get like gradients and move together, while their columns are divided among them: at the usual
+    rate a few updates undo the start. (m / m')^1.5 is measured, on digits, six times as wide (dit-nano to dit-s, 4
+    layers, pruned-kd, batches of 32): from a held-out loss of 0.136, 20 updates lead to 0.36 at the usual rate, to 0.18
+    at m / m' of it, to 0.13 at a half of that and below. FINE's learned maps do well with it, too: from 0.134 to 0.126
+    where the usual rate gives 0.137. Sigma, scalers and biases, at `block_lr`, need no other rate.
 
     Args:
-        source: None for a model that was not.
+        source: What was widened; None for a model that was not, or whose channels are no copies.
         target: The model.
     """
-    return min(1.0, source.width / target.width) if source is not None else 1.0
+    return min(1.0, source.width / target.width) ** WIDTH_POWER if source is not None else 1.0

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finectl.models.presets import FREQUENCIES, LAYER_TYPES, NORM_EPS, DiTConfig, layer_shapes
+from finectl.models.projection_layers import PREFIX as PROJECTIONS
+from finectl.models.projection_layers import TokenProjection, build_projections
 from finectl.models.sharing import (
     SHARED,
     draw_own,
@@ -155,10 +157,10 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """A Diffusion Transformer; all parameters are zero until `initialize_` or `load_state_dict`.
+    """A Diffusion Transformer; all parameters are zero until `initialize_` or `load_state_dict`, projections one.
 
     Args:
-        config: Sizes, and which layer types are factorised.
+        config: Sizes, which layer types are factorised, and whether projections follow the blocks.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -173,6 +175,7 @@ class DiT(nn.Module):
         self.factors = _shared_parts(config)
         self.blocks = nn.ModuleList(Block(config, self._layers(index)) for index in range(config.depth))
         self.final_layer = FinalLayer(config)
+        self.projections = build_projections(config.places, TokenProjection)
         self._running: Sequence[int] | None = None
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -190,6 +193,8 @@ class DiT(nn.Module):
         condition = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
         for index in range(len(self.blocks)) if self._running is None else self._running:
             tokens = self.blocks[index](tokens, condition)
+            if "blocks" in self.projections:
+                tokens = cast(nn.ModuleDict, self.projections["blocks"])[str(index)](tokens)
         return self._unpatchify(self.final_layer(tokens, condition))
 
     @contextmanager
@@ -311,7 +316,7 @@ def initialize_(model: DiT, generator: torch.Generator) -> DiT:
     """Initialise a DiT in place; every random number comes from `generator`.
 
     Linear layers are Xavier-uniform, embeddings and the timestep MLP N(0, 0.02), biases, adaLN layers and the final
-    layer zero. How what layers share is drawn, `finectl.models.sharing` says.
+    layer zero, projections the identity. How what layers share is drawn, `finectl.models.sharing` says.
 
     Args:
         model: Dense or factorised.
@@ -327,7 +332,9 @@ def initialize_(model: DiT, generator: torch.Generator) -> DiT:
     drawn: dict[str, Tensor] = {}  # what the layers of a type have in common at the start
     for name, parameter in model.named_parameters():
         layer, _, last = name.rpartition(".")
-        if name.endswith("bias") or ".adaLN_modulation." in name or name.startswith("final_layer."):
+        if name.startswith(PROJECTIONS):
+            value = torch.eye(len(parameter))
+        elif name.endswith("bias") or ".adaLN_modulation." in name or name.startswith("final_layer."):
             value = torch.zeros(parameter.shape)
         elif tying is not None and name.startswith(SHARED):
             kind = layer.removeprefix(SHARED)

@@ -13,6 +13,7 @@ from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
 from finectl.errors import InputError, UsageError
 from finectl.models.presets import ARCHITECTURE, DiTConfig, count_parameters
+from finectl.models.projections import NONE, count_projections
 from finectl.models.unet_config import TEXT_UNET, UNET, UNetConfig
 from finectl.registry import nearest
 
@@ -71,13 +72,18 @@ def read_dit_config(artifact: Artifact) -> DiTConfig:
     """Return the architecture of an artifact for a stage that works on Diffusion Transformers only.
 
     Raises:
-        InputError: it is of another architecture.
+        InputError: it is of another architecture, or has channel-wise projections.
     """
     config = read_config(artifact)
     if not isinstance(config, DiTConfig):
         raise InputError(
             f"{artifact.path} is of architecture {config.architecture!r}",
             expected="a Diffusion Transformer (architecture 'dit'), whose layers have equal shapes",
+        )
+    if config.projections != NONE:
+        raise InputError(
+            f"{artifact.path} has channel-wise projections behind its blocks",
+            expected="a Diffusion Transformer without them, such as the model that it was fine-tuned from",
         )
     return config
 
@@ -114,7 +120,9 @@ def require_null_class(config: ModelConfig, guidance: float) -> None:
 
 def total_parameters(config: ModelConfig) -> int:
     """Return the number of trainable parameters of a model, without building it."""
-    return config.parameters if isinstance(config, UNetConfig) else count_parameters(config)["total"]
+    if isinstance(config, UNetConfig):
+        return config.parameters + count_projections(config.places)
+    return count_parameters(config)["total"]
 
 
 def save_model(
@@ -220,7 +228,7 @@ def load_model(artifact: Artifact, weights: str = "ema", checkpoint: int | None 
     """Build the model of an artifact, a network of (x, t, class), and load its weights.
 
     Args:
-        artifact: A model, dense or condensed.
+        artifact: A model, dense or condensed, or experts of timestep ranges, which answer together as one does.
         weights: `ema` or `raw`, as `load_weights` says; so `checkpoint`.
 
     Raises:
@@ -229,6 +237,10 @@ def load_model(artifact: Artifact, weights: str = "ema", checkpoint: int | None 
             or that update is not kept.
     """
     require_class_conditional(artifact)
+    if artifact.kind == "experts":
+        from finectl.models.ensemble import load_ensemble
+
+        return load_ensemble(artifact, weights)  # type: ignore[return-value]
     return load_any_model(artifact, weights, checkpoint)  # type: ignore[return-value]
 
 

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from finectl.diffusion.config import DDPM, DiffusionConfig
 from finectl.errors import InputError, UsageError
+from finectl.models.projections import NONE, Place, chosen, count_projections, transformer_places
 from finectl.models.tying import LAYER_TYPES, FactorConfig, Tying, require_positive, tying_from_dict, tying_to_dict
+from finectl.models.unet_presets import UNET_PRESETS, is_unet
 from finectl.registry import nearest
 
 ARCHITECTURE = "dit"
@@ -50,6 +52,7 @@ class DiTConfig:
         factorized: How the layers share their parameters, or None for a dense DiT.
         mlp_norm_eps: Epsilon of the norm before the feed-forward part; the others are 1e-6 in every DiT.
         diffusion: The noise schedule and what is predicted.
+        projections: Channel-wise projections: `none`, or `blocks`, one behind every block. None can be folded.
 
     Raises:
         UsageError: a value is out of range, or sizes do not divide.
@@ -71,6 +74,7 @@ class DiTConfig:
     factorized: Tying | None = None
     mlp_norm_eps: float = NORM_EPS
     diffusion: DiffusionConfig = DDPM
+    projections: str = NONE
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "image_size", "channels", "mlp_ratio"):
@@ -95,6 +99,17 @@ class DiTConfig:
         if self.factorized is not None:
             for kind in self.factorized.types:  # a form that does not fit these shapes says so
                 self.factorized.shared_count(kind, *layer_shapes(self)[kind])
+        chosen(self.projections, self.all_places)
+
+    @property
+    def all_places(self) -> tuple[Place, ...]:
+        """Where projections can be: behind every block."""
+        return transformer_places(self.width, self.depth, self.tokens)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where projections are."""
+        return chosen(self.projections, self.all_places)
 
     @property
     def out_channels(self) -> int:
@@ -114,13 +129,15 @@ class DiTConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values, with `"architecture": "dit"` first.
 
-        `mlp_norm_eps` and `diffusion` are left out where they are what finectl trains with.
+        `mlp_norm_eps`, `diffusion` and `projections` are left out where they are what finectl trains with.
         """
         values = asdict(self)
         if self.mlp_norm_eps == NORM_EPS:
             del values["mlp_norm_eps"]
         if self.diffusion == DDPM:
             del values["diffusion"]
+        if self.projections == NONE:
+            del values["projections"]
         if self.factorized is not None:
             values["factorized"] = tying_to_dict(self.factorized)
         return {"architecture": ARCHITECTURE, **values}
@@ -194,8 +211,15 @@ def preset(
         UsageError: unknown name or patch size, a patch size that does not divide the image size, depth below 1.
     """
     base, _, suffix = name.lower().partition("/")
+    if is_unet(base):
+        raise UsageError(
+            f"{name} is a UNet",
+            expected=f"a Diffusion Transformer: {', '.join(PRESETS)}",
+            fix=f"init --method he --model {base}",
+        )
     if base not in PRESETS:
-        raise UsageError(f"unknown model {name!r}{nearest(base, PRESETS)}", expected=f"one of: {', '.join(PRESETS)}")
+        known = [*PRESETS, *UNET_PRESETS]
+        raise UsageError(f"unknown model {name!r}{nearest(base, known)}", expected=f"one of: {', '.join(PRESETS)}")
     if suffix not in ("", *map(str, PATCH_SIZES)):
         raise UsageError(f"unknown patch size {suffix!r} of model {name!r}", expected="/2, /4 or /8")
     size = PRESETS[base]
@@ -236,7 +260,8 @@ def count_parameters(config: DiTConfig) -> dict[str, int]:
 
     Returns:
         `x_embedder`, `t_embedder`, `y_embedder`, `blocks`, `final_layer`, `factors` (what all layers share, 0 when
-        dense), `total` (their sum); `block` (one block) and `block.<type>` (one layer: what it has of its own).
+        dense), `projections`, `total` (their sum); `block` (one block) and `block.<type>` (one layer: what it has of
+        its own).
     """
     width = config.width
     shapes = layer_shapes(config)
@@ -256,6 +281,7 @@ def count_parameters(config: DiTConfig) -> dict[str, int]:
         "blocks": config.depth * sum(one.values()),
         "final_layer": (width + 1) * patch * config.out_channels + 2 * (width + 1) * width,
         "factors": sum(factors.shared_count(kind, *shapes[kind]) for kind in factored) if factors else 0,
+        "projections": count_projections(config.places),
     }
     return {**parts, "total": sum(parts.values()), "block": sum(one.values()), **one}
 
@@ -269,7 +295,7 @@ def _checked(cls: type[Any], values: dict[str, Any], skip: tuple[str, ...]) -> d
         if name in skip:
             continue
         kind = str(known[name].type)
-        allowed = {"int": (int,), "float": (int, float), "bool": (bool,)}[kind]
+        allowed = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind]
         if not isinstance(value, allowed) or (kind != "bool" and isinstance(value, bool)):
             raise InputError(f"field {name!r} of the configuration is {value!r}", expected=f"a value of type {kind}")
     needed = [name for name, field in known.items() if field.default is field.default_factory is not None]

@@ -1,6 +1,7 @@
 """diffusers' UNets behind the interface of finectl's own networks.
 
-The parameters lie under `unet.`, with diffusers' names behind it.
+The parameters lie under `unet.`, with diffusers' names behind it; those of channel-wise projections, which are no part
+of diffusers' network, under `projections.`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from finectl.diffusion.schedule import NoiseSchedule, at_images
 from finectl.errors import InputError
-from finectl.models.unet_config import CLASSES, UNetConfig
+from finectl.models.projection_layers import ImageProjection, attach, build_projections
+from finectl.models.unet_config import CLASSES, UNET, UNetConfig
 
 PREFIX = "unet."
 
@@ -37,6 +39,22 @@ def build_network(config: UNetConfig) -> Any:
         ) from error
 
 
+def projected(network: Any, config: UNetConfig) -> nn.ModuleDict:
+    """Put the projections of a configuration, as identities, behind the blocks of its network, and return them."""
+    projections = build_projections(config.places, ImageProjection)
+    attach(network, projections, config.places)
+    return projections
+
+
+def initial_state(config: UNetConfig, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return a UNet's weights as diffusers draws them, the same for the same generator, and identity projections."""
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        network = UNet(config) if config.architecture == UNET else TextUNet(config)
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
+
+
 class UNet(nn.Module):
     """An unconditional or class-conditional UNet; its weights mean nothing until `load_state_dict`.
 
@@ -50,6 +68,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.unet = build_network(config)
+        self.projections = projected(self.unet, config)
         if config.sigma_data is not None:
             kept = NoiseSchedule.of(config).alphas_cumprod
             self.sigmas: Tensor
@@ -102,6 +121,7 @@ class TextUNet(nn.Module):
         super().__init__()
         self.config = config
         self.unet = build_network(config)
+        self.projections = projected(self.unet, config)
 
     def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         """Predict the noise (or another target) in a batch of noisy images.

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from finectl.diffusion.config import DDPM, DiffusionConfig
-from finectl.errors import InputError
+from finectl.errors import InputError, UsageError
+from finectl.models.projections import NONE, Place, chosen, unet_places
 from finectl.registry import nearest
 
 UNET = "unet2d"
@@ -29,15 +30,18 @@ class UNetConfig:
         network: The options of diffusers' class, as in the config.json that it writes.
         image_size: Side of the square input, in pixels (or latent pixels).
         channels: Channels of the input.
-        parameters: Trainable parameters.
+        parameters: Trainable parameters of diffusers' network, without projections.
         num_classes: Classes of the label table; 0 without one.
         null_class: Whether the table has one row more, the last, that stands for no class.
         label_dropout: Probability in [0, 1] with which training replaces a label by the null class.
         sigma_data: Standard deviation of the data in the preconditioning of EDM; None for a plain network.
         diffusion: The noise schedule and what is predicted.
+        projections: Where channel-wise projections are: `none`, behind all `blocks`, or only the `foldable` or
+            `unfoldable` ones of these (`finectl.models.projections`).
 
     Raises:
         InputError: the sizes are impossible or do not go together.
+        UsageError: there are no such projections.
     """
 
     architecture: str
@@ -50,6 +54,7 @@ class UNetConfig:
     label_dropout: float = 0.0
     sigma_data: float | None = None
     diffusion: DiffusionConfig = DDPM
+    projections: str = NONE
 
     def __post_init__(self) -> None:
         if self.architecture not in CLASSES:
@@ -68,6 +73,17 @@ class UNetConfig:
                 f"label_dropout {self.label_dropout} with{'' if self.null_class else 'out'} a null class",
                 expected="between 0 and 1, and 0 without a null class",
             )
+        chosen(self.projections, self.all_places)
+
+    @property
+    def all_places(self) -> tuple[Place, ...]:
+        """Where projections can be: behind down blocks, middle block and up blocks."""
+        return unet_places(self.architecture, self.network, self.widths, self.image_size)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where projections are."""
+        return chosen(self.projections, self.all_places)
 
     @property
     def out_channels(self) -> int:
@@ -100,9 +116,10 @@ class UNetConfig:
         layers = self.network.get("layers_per_block", 2)
         blocks = 2 * (max(layers) if isinstance(layers, list | tuple) else int(layers)) + 1
         side = self.image_size
-        return sum(
+        network = sum(
             KEPT_MAPS * blocks * width * math.ceil(side / 2**level) ** 2 for level, width in enumerate(self.widths)
         )
+        return network + sum(place.channels * place.positions for place in self.places)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values; what has its default is left out where it may be."""
@@ -112,6 +129,8 @@ class UNetConfig:
             del values["sigma_data"]
         if self.diffusion == DDPM:
             del values["diffusion"]
+        if self.projections == NONE:
+            del values["projections"]
         return values
 
     @classmethod
@@ -125,7 +144,7 @@ class UNetConfig:
         kinds: dict[str, tuple[type, ...]] = {
             "architecture": (str,), "network": (dict,), "image_size": (int,), "channels": (int,), "parameters": (int,),
             "num_classes": (int,), "null_class": (bool,), "label_dropout": (int, float), "sigma_data": (int, float),
-            "diffusion": (dict,),
+            "diffusion": (dict,), "projections": (str,),
         }  # fmt: skip
         for name, value in rest.items():
             if name not in kinds:
@@ -140,4 +159,7 @@ class UNetConfig:
             raise InputError(f"the configuration lacks the fields {', '.join(missing)}")
         if "diffusion" in rest:
             rest["diffusion"] = DiffusionConfig.from_dict(rest["diffusion"])
-        return cls(**rest)
+        try:
+            return cls(**rest)
+        except UsageError as error:
+            raise InputError(f"the configuration is wrong: {error.what}", expected=error.expected) from error

@@ -16,12 +16,15 @@ from finectl.models.foreign.readers import Reader
 from finectl.models.foreign.source import INDEX, MODEL_CONFIG, OWN, OWN_WEIGHTS, SCHEDULER_CONFIG, WEIGHTS
 from finectl.models.io import ModelConfig
 from finectl.models.presets import NORM_EPS, DiTConfig
+from finectl.models.projections import FOLDABLE
 from finectl.models.unet_config import CLASSES, TEXT_UNET, UNetConfig
 
 TARGETS = ("diffusers", published_dit.NAME)
 SCHEDULER = SCHEDULER_CONFIG.split("/", maxsplit=1)[0]
 NEEDED = {"DiTPipeline": ("vae",), "StableDiffusionPipeline": ("vae", "text_encoder", "tokenizer"), "DDPMPipeline": ()}
 """Pipeline -> the parts without which it is nothing."""
+
+FOLD = "finectl merge MODEL --method linear --weights 1 --fold"
 
 LOAD_DIFFUSERS = """# How to load this
 
@@ -104,8 +107,9 @@ def require_exportable(config: ModelConfig, target: str, pipeline: str | None) -
 
     Raises:
         UsageError: it cannot hold this architecture.
-        InputError: it cannot hold these sizes.
+        InputError: it cannot hold these sizes, or channel-wise projections.
     """
+    require_no_projections(config)
     if target == published_dit.NAME and not isinstance(config, DiTConfig):
         raise UsageError("the layout of published DiTs holds Diffusion Transformers only", fix="--to diffusers")
     if target != "diffusers":
@@ -121,6 +125,23 @@ def require_exportable(config: ModelConfig, target: str, pipeline: str | None) -
             expected=f"at most {diffusers_dit.PIPELINE_CLASSES}",
             fix="--components none: the transformer alone",
         )
+
+
+def require_no_projections(config: ModelConfig) -> None:
+    """Check that a model has no channel-wise projections: layers that no other tool has a place for.
+
+    Raises:
+        InputError: it has some; the message says whether they can be folded into the network, and how.
+    """
+    if not config.places:
+        return
+    kept = [place for place in config.places if not place.convolutions]
+    reason = f"; {len(kept)} cannot be folded, such as that of {kept[0].where}: {kept[0].reason}" if kept else ""
+    raise InputError(
+        f"the model has {len(config.places)} channel-wise projections, for which other tools have no place{reason}",
+        expected="a model without projections, or one whose projections are folded into its convolutions",
+        fix=f"fine-tune it with --projection {FOLDABLE} or none" if kept else FOLD,
+    )
 
 
 def pipeline_of(config: ModelConfig, parts: Mapping[str, Any]) -> str | None:

@@ -71,7 +71,7 @@ def test_a_shell_script_parses(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_finectl_calls_of_a_script_have_known_options(script: Path) -> None:
     lines = script.read_text(encoding="utf-8").replace("\\\n", " ")
-    for name, rest in re.findall(r"\bfinectl ([a-z]+)\b([^|)\n]*)", lines):
+    for name, rest in re.findall(r"\bfinectl ([a-z-]+)\b([^|)\n]*)", lines):
         if name not in COMMANDS:
             continue
         known = {option for parameter in build_command(name).params for option in parameter.opts}

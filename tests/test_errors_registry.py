@@ -79,9 +79,11 @@ def test_listing_the_tables_imports_nothing_heavy() -> None:
 
 
 def test_every_stage_makes_and_reads_known_kinds() -> None:
-    # `convert --to` makes exports instead of models, `evaluate` statistics beside its evaluation.
-    made = {"export", "statistics"}
-    for name in ("encode", "convert", "condense", "extract", "init", "train", "sample", "evaluate"):
+    # `convert --to` makes exports instead of models, `evaluate` statistics beside its evaluation, `finetune-ranges`
+    # experts out of one artifact each.
+    made = {"export", "statistics", "experts"}
+    names = ("encode", "convert", "condense", "extract", "init", "train", "sample", "evaluate")
+    for name in (*names, "finetune_ranges", "merge", "analyse"):
         stage = importlib.import_module(f"finectl.stages.{name}").STAGE
         made.add(stage.makes)
     assert made == set(KINDS)

@@ -21,8 +21,11 @@ KINDS: dict[str, Kind] = {
     "condensed": Kind("a model pre-trained with factors shared by all its layers", "finectl condense"),
     "learngene": Kind("the size-free factors of a condensed model", "finectl extract"),
     "model": Kind("a dense diffusion model", "finectl init --depth 4"),
+    "expert": Kind("a model fine-tuned on one range of timesteps", "finectl finetune-ranges --only 0"),
+    "experts": Kind("the experts of all ranges of timesteps", "finectl finetune-ranges"),
     "export": Kind("a model in another tool's layout", "finectl convert --to diffusers"),
     "samples": Kind("generated images", "finectl sample"),
     "statistics": Kind("features of reference images, as evaluate measured them", "finectl evaluate"),
+    "analysis": Kind("what fine-tuning did to experts or models", "finectl analyse"),
     "evaluation": Kind("measurements of one or several models", "finectl evaluate"),
 }

@@ -16,7 +16,11 @@ EARLIER = "checkpoints/"
 
 # The stage at which a model begins: what it starts from, be it a dense model, is an ancestor with a cost of its own.
 INITIALISING = "init"
+MERGING = "merge"
+MODEL_KINDS = ("model", "experts")
 RAW, AVERAGED = "model.safetensors", "ema.safetensors"
+COLLECTED = "experts"
+"""A kind whose cost is that of its parents, told again."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,18 @@ def trace(workspace: Workspace, artifact: Artifact) -> Ancestry:
 
 
 def model_chain(ancestry: Ancestry) -> list[Artifact]:
-    """Return the `model` artifacts from the first initialisation to this one: what was spent on this model alone."""
-    return [link.artifact for link in _links(ancestry)]
+    """Return the models from the first initialisation to this one: what was spent on this model alone.
+
+    Of a merged model they are those of all models that it was merged from, each once.
+    """
+    made: dict[Path, Artifact] = {}
+    left: list[Ancestry | ParentRecord] = [ancestry]
+    while left:
+        one = left.pop(0)
+        if isinstance(one, Ancestry) and (one is ancestry or one.artifact.kind in MODEL_KINDS):
+            made.setdefault(one.artifact.path, one.artifact)
+            left += _model_parents(one)
+    return list(made.values())[::-1]
 
 
 def total_cost(chain: Iterable[Artifact]) -> dict[str, Any]:
@@ -114,17 +128,25 @@ def whole_cost(ancestry: Ancestry | ParentRecord) -> dict[str, Any] | None:
             return None
         made[one.artifact.path] = one.artifact
         left += [] if _starts_anew(one.artifact) else one.parents
-    return total_cost(made.values())
+    return total_cost(artifact for artifact in made.values() if artifact.kind != COLLECTED)
 
 
 def _links(ancestry: Ancestry) -> list[Ancestry]:
     """Return the ancestries of a chain of models, from the first initialisation to the last."""
     links = [ancestry]
     while links[0].artifact.manifest.stage != INITIALISING and (source := _source(links[0])) is not None:
-        if not isinstance(source, Ancestry) or source.artifact.kind != "model":
+        if not isinstance(source, Ancestry) or source.artifact.kind not in MODEL_KINDS:
             break
         links.insert(0, source)
     return links
+
+
+def _model_parents(ancestry: Ancestry) -> tuple[Ancestry | ParentRecord, ...]:
+    """Return what a model's updates were made on top of: its source, and of a merged model all that was merged."""
+    stage = ancestry.artifact.manifest.stage
+    if stage == INITIALISING or _starts_anew(ancestry.artifact):
+        return ()
+    return ancestry.parents if stage == MERGING else ancestry.parents[:1]
 
 
 def _source(ancestry: Ancestry) -> Ancestry | ParentRecord | None:

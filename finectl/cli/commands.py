@@ -14,6 +14,11 @@ COMMANDS = Registry(
         "extract": Entry("finectl.cli.extract:extract", "Take the size-free learngene out of a condensed model."),
         "init": Entry("finectl.cli.init:init", "Initialise a model of any depth."),
         "train": Entry("finectl.cli.train:train", "Train a model."),
+        "finetune-ranges": Entry(
+            "finectl.cli.finetune_ranges:finetune_ranges", "Fine-tune a model into experts of timestep ranges (DeMe)."
+        ),
+        "merge": Entry("finectl.cli.merge:merge", "Merge experts, or fine-tuned models, into one model."),
+        "analyse": Entry("finectl.cli.analyse:analyse", "Look at what fine-tuning did to experts or models."),
         "sample": Entry("finectl.cli.sample:sample", "Generate images with a model."),
         "evaluate": Entry("finectl.cli.evaluate:evaluate", "Measure and compare models."),
         "convert": Entry(

@@ -85,9 +85,10 @@ def _named_values(name: str) -> tuple[str, ...]:
     from finectl.initializers import METHODS
     from finectl.metrics import METRICS
     from finectl.models.presets import PRESETS
+    from finectl.models.unet_presets import UNET_PRESETS
 
     tables: dict[str, tuple[str, ...]] = {
-        "model": tuple(PRESETS),
+        "model": (*PRESETS, *UNET_PRESETS),
         "data": tuple(f"{name}:" if name in ARGUMENTS else name for name in SOURCES),
         "method": (*METHODS, ALL),
         "metrics": tuple(METRICS),

@@ -22,7 +22,7 @@ def training(
     lr_schedule: opt.LrSchedule = "constant",
     warmup_steps: opt.WarmupSteps = None,
     weight_decay: opt.WeightDecay = 0.0,
-    clip_grad: opt.ClipGrad = 0.0,
+    clip_grad: opt.ClipGrad = None,
     ema: opt.Ema = None,
     eval_every: opt.EvalEvery = None,
     keep_every: opt.KeepEvery = 0,
@@ -30,6 +30,10 @@ def training(
     seed: opt.Seed = 0,
 ) -> None:
     """How a model is trained (`finectl.training.settings.TrainFields`)."""
+
+
+def optimiser(betas: opt.Betas = None, ema_power: opt.EmaPower = 0.0) -> None:
+    """Further options of training (`finectl.training.settings.OptimiserFields`)."""
 
 
 def training_run(

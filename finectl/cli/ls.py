@@ -14,6 +14,7 @@ from finectl.console import Console
 
 LISTED_METHODS = "methods"
 SHARES = {"what it does": 3, "reference": 2}  # of the room beside the name, where it is short
+LEAST = {"updates": 12, "--set": 13}  # characters of what is not to be broken
 Kind = Annotated[
     str | None, typer.Argument(metavar="[KIND]", help="Only artifacts of this kind; methods: how init can start.")
 ]
@@ -109,7 +110,7 @@ def _draw(columns: dict[str, list[str]]) -> None:
         drawn = Table(box=None, padding=(0, 1, 0, 0))
         drawn.add_column(Text(first), no_wrap=True, style="bold")
         for name in part:
-            drawn.add_column(Text(name), overflow="fold", ratio=SHARES.get(name))
+            drawn.add_column(Text(name), overflow="fold", ratio=SHARES.get(name), min_width=LEAST.get(name))
         for row in zip(columns[first], *(columns[name] for name in part), strict=True):
             drawn.add_row(*(Text(cell.replace(", ", ",\n") if "=" in cell else cell) for cell in row))
         terminal.print(drawn)

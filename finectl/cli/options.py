@@ -151,7 +151,9 @@ CondenseSteps = Annotated[
 ModelOrNone = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="PRESET", help="Build this preset instead of INPUT's shapes, where the method can."
+        "--model",
+        metavar="PRESET",
+        help="Build this preset instead of INPUT's shapes, where the method can; unet-nano, -cifar, -lsun: he only.",
     ),
 ]
 Depth = Annotated[int | None, typer.Option("--depth", min=1, help="Number of layers. [default: the preset's]")]
@@ -268,9 +270,39 @@ WarmupSteps = Annotated[
         "--warmup-steps", min=0, help="Updates over which the rate rises to --lr. [default: 100 bundled data, else 0]"
     ),
 ]
+Betas = Annotated[
+    str | None,
+    typer.Option("--betas", metavar="B1,B2", help="Decays of AdamW's two moments. [default: 0.9,0.999]"),
+]
+EmaPower = Annotated[
+    float,
+    typer.Option(
+        "--ema-power", min=0.0, help="The EMA's decay rises as 1-(1+k)^-POWER up to --ema; 0: from the start."
+    ),
+]
+Weighting = Annotated[
+    Literal["uniform", "snr", "snr+1", "trunc-snr", "min-snr", "p2"],
+    typer.Option(
+        "--weighting", help="Weights of the loss over timesteps; uniform: of what is predicted, snr: of the noise."
+    ),
+]
+NormaliseWeights = Annotated[
+    bool, typer.Option("--normalise-weights/--no-normalise-weights", help="Divide those weights by their mean.")
+]
+Mtl = Annotated[
+    Literal["none", "ant-uw", "ant-nash", "pcgrad"],
+    typer.Option("--mtl", help="Weigh timestep clusters as tasks: by uncertainty, Nash bargaining, gradient surgery."),
+]
+Clusters = Annotated[
+    int | None,
+    typer.Option("--clusters", min=2, help="Equal timestep intervals that --mtl weighs. [default: 4]"),
+]
 WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="Decoupled weight decay.")]
 ClipGrad = Annotated[
-    float, typer.Option("--clip-grad", min=0.0, help="Largest norm of all gradients together; 0 leaves them.")
+    float | None,
+    typer.Option(
+        "--clip-grad", min=0.0, help="Largest norm of all gradients together; 0 leaves them. [default: 0, ant-nash 1]"
+    ),
 ]
 Ema = Annotated[
     float | None,
@@ -295,6 +327,53 @@ KeepAt = Annotated[
     typer.Option("--keep-at", metavar="LIST", help="Keep those of these updates too, such as 30,100,300."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
+
+# How experts of timestep ranges are trained
+RangeCount = Annotated[
+    int | None, typer.Option("--ranges", min=1, help="Number of equal timestep ranges, an expert each. [default: 4]")
+]
+Borders = Annotated[
+    str | None, typer.Option("--borders", metavar="LIST", help="Borders of unequal ranges, such as 0,250,500,1000.")
+]
+GlobalP = Annotated[
+    float, typer.Option("--p", min=0.0, max=1.0, help="Probability that timesteps are drawn from all, not the range.")
+]
+Coin = Annotated[
+    Literal["batch", "sample"],
+    typer.Option("--coin", help="Decide that for a whole batch, or for each of its samples."),
+]
+Antithetic = Annotated[
+    bool, typer.Option("--antithetic/--no-antithetic", help="Mirror half of a batch's timesteps within their range.")
+]
+ConsistencyWeight = Annotated[
+    float,
+    typer.Option("--consistency", min=0.0, help="Weight of the distance from INPUT's predictions; 0: no teacher."),
+]
+Projection = Annotated[
+    Literal["none", "blocks", "foldable"],
+    typer.Option("--projection", help="Channel projections after all blocks, after those that fold away, or none."),
+]
+OnlyRange = Annotated[
+    int | None, typer.Option("--only", metavar="I", min=0, help="Train the expert of this range, counted from 0.")
+]
+Collect = Annotated[
+    bool, typer.Option("--collect", help="Train nothing: put the experts together; an error where one is missing.")
+]
+RangeSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Updates of each expert. [default: 300 bundled data, else 20,000]")
+]
+RangeBatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Images a step, over all processes. [default: 64]")
+]
+RangeLr = Annotated[
+    float | None, typer.Option("--lr", min=0.0, help="AdamW's rate. [default: 5e-4 bundled data, else 5e-5]")
+]
+RangeWarmup = Annotated[
+    int | None, typer.Option("--warmup-steps", min=0, help="Updates over which the rate rises to --lr. [default: 0]")
+]
+RangeEma = Annotated[
+    float | None, typer.Option("--ema", min=0.0, max=1.0, help="Largest decay of the EMA. [default: 0.9999]")
+]
 
 # How it samples and measures
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Images to generate.")]
@@ -373,6 +452,84 @@ TableFormat = Annotated[
 ]
 FailIf = Annotated[
     str | None, typer.Option("--fail-if", metavar="TEST", help="Exit with 5 when it holds, such as 'loss>0.1'.")
+]
+
+# How models are merged
+MergeInputs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[INPUT]...", help="Experts, or models with --base. [default: the newest experts]"),
+]
+Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="What the models were fine-tuned from.")]
+MergeMethod = Annotated[
+    Literal["task-arithmetic", "linear", "ties", "dare"],
+    typer.Option("--method", help="How weights become one: theta_0 + sum w tau, its kin, or a mean (linear)."),
+]
+MergeWeights = Annotated[
+    str | None, typer.Option("--weights", metavar="LIST", help="A weight for each model. [default: searched]")
+]
+BlockWeights = Annotated[
+    str | None,
+    typer.Option("--block-weights", metavar="BLOCK=LIST;...", help="Weights of single blocks, beside --weights."),
+]
+Density = Annotated[
+    float, typer.Option("--density", min=0.0, max=1.0, help="Share of a task vector's entries that ties and dare keep.")
+]
+OutputDtype = Annotated[
+    Literal["same", "float32", "bfloat16", "float16"],
+    typer.Option("--output-dtype", help="Type of the merged weights in the file."),
+]
+Fold = Annotated[
+    bool, typer.Option("--fold/--no-fold", help="Fold channel projections into convolutions, where that is exact.")
+]
+MergeRanges = Annotated[
+    int | None, typer.Option("--ranges", min=1, help="How many ranges the experts must have. [default: as they have]")
+]
+GridStep = Annotated[float, typer.Option("--grid-step", min=0.0, help="Distance of the values that a weight takes.")]
+GridMin = Annotated[float, typer.Option("--grid-min", help="Least value of a weight.")]
+GridMax = Annotated[float, typer.Option("--grid-max", help="Largest value of a weight.")]
+MaxCandidates = Annotated[
+    int, typer.Option("--max-candidates", min=1, help="Largest grid that is measured whole without --search grid.")
+]
+SearchStrategy = Annotated[
+    Literal["grid", "coarse-to-fine", "surrogate", "bayes", "cma-es"] | None,
+    typer.Option("--search", help="How weights are searched. [default: grid, above --max-candidates coarse-to-fine]"),
+]
+ObjectiveName = Annotated[
+    str | None,
+    typer.Option("--objective", metavar="METRIC", help="What is searched for. [default: on digits frechet, else loss]"),
+]
+SearchSamples = Annotated[
+    int, typer.Option("--search-samples", min=2, help="Images, or terms of the loss, a candidate.")
+]
+Rescored = Annotated[
+    int, typer.Option("--rescored", min=1, help="The best candidates that are measured again, on fresh noise.")
+]
+JournalFile = Annotated[
+    str | None,
+    typer.Option("--journal", metavar="FILE", help="Keep candidates there, for machines that share one search."),
+]
+
+# What analyse looks at
+OnlyAnalyses = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="LIST",
+        help="Some of norms, cosines, gradients, landscape, activations. [default: all that fit]",
+    ),
+]
+GradientTimesteps = Annotated[
+    int, typer.Option("--timesteps", min=2, help="Timesteps whose gradients are compared, spread evenly.")
+]
+AnalysedImages = Annotated[
+    int, typer.Option("--images", min=1, help="Images for gradients, landscape and activations, at most.")
+]
+Plane = Annotated[
+    str, typer.Option("--plane", metavar="I,J", help="The two task vectors of the landscape, counted from 0.")
+]
+LandscapeGrid = Annotated[int, typer.Option("--grid", min=3, help="Points along each side of the landscape.")]
+MergedModel = Annotated[
+    str | None, typer.Option("--merged", metavar="MODEL", help="A merged model to mark in the landscape.")
 ]
 
 # How it runs

@@ -15,7 +15,15 @@ HALF_STEP = 1 / 255
 
 
 def denoising_loss(
-    model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, bound: bool = True
+    model: Denoiser,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    y: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    bound: bool = True,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Return each image's loss: the mean squared error of the prediction, and the bound of a learned variance.
 
@@ -27,6 +35,7 @@ def denoising_loss(
         t: (B,), int64 timesteps.
         noise: (B, C, H, W), standard normal.
         bound: Whether the bound counts; without it the loss is the squared error alone, whatever the model predicts.
+        weight: (B,), of each image's squared error; 1 by default.
 
     Returns:
         (B,), float32.
@@ -34,10 +43,32 @@ def denoising_loss(
     Reference: arXiv 2006.11239, Eq. 14; arXiv 2202.00512, section 4; arXiv 2102.09672, Eq. 16.
     """
     x_t = schedule.add_noise(x0, noise, t)
-    output = model(x_t, t, y).float()
+    return output_loss(model(x_t, t, y).float(), schedule, x0, x_t, t, noise, bound=bound, weight=weight)
+
+
+def output_loss(
+    output: Tensor,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    bound: bool = True,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Return what `denoising_loss` does, of an output that is there already.
+
+    Args:
+        output: (B, C, H, W) or (B, 2C, H, W), float32: what the model made of `x_t`.
+        schedule: As in `denoising_loss`, and so all others.
+        x_t: (B, C, H, W), the noisy images.
+    """
     channels = x0.shape[1]
     predicted = output[:, :channels]
     loss = (predicted - schedule.target(x0, noise, t)).square().flatten(1).mean(1)  # (B,)
+    if weight is not None:
+        loss = weight * loss
     if bound and output.shape[1] == 2 * channels:
         # The bound trains the variance only: the noise prediction passes it without a gradient.
         predicted_noise = schedule.noise_of(predicted.detach(), x_t, t)

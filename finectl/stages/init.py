@@ -1,4 +1,4 @@
-"""Init: a dense model of any depth, by one of the methods in `finectl.initializers`."""
+"""Init: a dense model of any depth, by one of the methods in `finectl.initializers`, or a UNet at random."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from finectl.artifacts.store import Artifact, Workspace
 from finectl.data.sources import DataInfo
 from finectl.errors import InputError, UsageError
 from finectl.initializers import METHODS, PAPER_TUNE_STEPS, SMALL_TUNE_STEPS, Method
-from finectl.models.io import read_dit_config, save_model
+from finectl.models.io import read_dit_config, save_model, total_parameters
 from finectl.models.learngene import dense_config, require_condensed_by, sigma_rule
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
+from finectl.models.unet_presets import is_unet, unet_preset
 from finectl.registry import nearest
 from finectl.training.settings import PAPER, SMALL, DataFields, resolve_data
 
@@ -26,6 +27,8 @@ SMALL_WHOLE_STEPS = 600
 PAPER_WHOLE_STEPS = 10_000
 TUNE_PERCENT = 5
 LEAST_TUNE_SAMPLES = 256
+UNET_METHOD = "he"
+"""The one method that makes a UNet."""
 # Options that only some methods read, and what they are for the others.
 UNREAD: dict[str, Any] = {
     "sigma": "random",
@@ -70,12 +73,33 @@ def reads(config: Config) -> Reads | None:
     method = METHODS[config.method]  # an unknown name is an error here
     if config.model is None:
         return Reads("source", method.sources)
+    if is_unet(config.model):
+        require_unet_options(config)
+        return None
     if not method.widths:
         raise UsageError(
             f"--model {config.model} does not go with --method {config.method}, which takes its shapes from INPUT",
             fix="leave --model out",
         )
     return None if method.anew else Reads("source", method.sources)
+
+
+def require_unet_options(config: Config) -> None:
+    """Check that nothing is asked of a UNet that only a Diffusion Transformer has.
+
+    Raises:
+        UsageError: the method needs equal layers, or an option goes with such methods.
+    """
+    if config.method != UNET_METHOD:
+        raise UsageError(
+            f"--model {config.model} does not go with --method {config.method}, which works on the equal layers of a "
+            "Diffusion Transformer",
+            expected=f"--method {UNET_METHOD}, diffusers' own random initialisation",
+            fix=f"finectl init --method {UNET_METHOD} --model {config.model}",
+        )
+    for name in ("variant", "depth", "set"):
+        if getattr(config, name) is not None:
+            raise UsageError(f"--{name} does not go with --model {config.model}, a UNet", fix=f"leave --{name} out")
 
 
 def variant_of(config: Config) -> str | None:
@@ -132,6 +156,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         UsageError: the preset or the patch does not fit the data.
         InputError: the data set is missing or empty, or has fewer images than are to be tuned on.
     """
+    if is_unet(config.model):
+        return plan_unet(config)
     source = read_dit_config(parents[0]) if parents else None
     data, fields = resolve_data(config, parents, source.image_size if source and config.data is None else None)
     target = architecture(config, source, data)
@@ -165,6 +191,24 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     return Plan(
         resolved,
         slug="-".join([family_name(target).replace("/", "-"), *named, f"l{target.depth}"]),
+        data=data,
+        summary={"parameters": parameters, "disk_bytes": 4 * parameters},
+    )
+
+
+def plan_unet(config: Config) -> Plan[Config]:
+    """Resolve the options of a UNet against the target data.
+
+    Raises:
+        UsageError: the preset does not fit the data.
+        InputError: the data set is missing or empty.
+    """
+    name = cast(str, config.model).lower()
+    data, fields = resolve_data(config, ())
+    parameters = total_parameters(unet_preset(name, image_size=data.image_size, channels=data.channels))
+    return Plan(
+        replace(config, **fields, **{**UNREAD, "sigma": None}, model=name),
+        slug=f"{name}-{config.method}",
         data=data,
         summary={"parameters": parameters, "disk_bytes": 4 * parameters},
     )
@@ -228,6 +272,8 @@ def run(job: Job[Config]) -> Outcome:
 
     config = job.config
     data = cast(DataInfo, job.data)
+    if is_unet(config.model):
+        return run_unet(job)
     source = job.parents[0] if job.parents else None
     target = architecture(config, read_dit_config(source) if source else None, data)
     same_labels = source is not None and source.manifest.data.get("fingerprint") == data.fingerprint
@@ -251,6 +297,21 @@ def run(job: Job[Config]) -> Outcome:
             "parameters_transferred_with_embedders": with_embedders,
         },
         cost=made.cost,
+    )
+
+
+def run_unet(job: Job[Config]) -> Outcome:
+    """Draw the weights of a UNet as diffusers does, and write it."""
+    from finectl.diffusion.random import generator_for
+    from finectl.models.unet import initial_state
+
+    data = cast(DataInfo, job.data)
+    target = unet_preset(cast(str, job.config.model), image_size=data.image_size, channels=data.channels)
+    if job.world.leads:
+        save_model(job.directory, target, initial_state(target, generator_for("init", job.config.seed)))
+    return Outcome(
+        metrics={"method": job.config.method, "depth": target.depth, "parameters": total_parameters(target)}
+        | dict.fromkeys(("parameters_transferred", "parameters_transferred_with_embedders"), 0)
     )
 
 

@@ -110,6 +110,14 @@ def total(world: World, values: Tensor) -> Tensor:
     return values
 
 
+def all_sum(world: World, values: Tensor) -> Tensor:
+    """Return the sums of numbers over the processes, where they are."""
+    if world.size > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors with the sharded ones put together, on the CPU; every process has to call it."""
     return {name: value.full_tensor().cpu() if isinstance(value, DTensor) else value for name, value in tensors.items()}
@@ -125,10 +133,14 @@ def copy_whole(target: Tensor, value: Tensor) -> None:
 
 
 def like(target: Tensor, value: Tensor) -> Tensor:
-    """Return a whole tensor on the target's device, sharded as the target is."""
-    if isinstance(target, DTensor) and value.shape == target.shape:
+    """Return a whole tensor on the target's device, sharded and laid out in memory as the target is."""
+    if value.shape != target.shape:
+        return value.to(target.device)
+    if isinstance(target, DTensor):
         return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-    return value.to(target.device)
+    # The fused optimiser takes the elements in the order in which memory holds them, and not by their indices: the
+    # moments of a weight that is channels last have to be so too.
+    return torch.empty_like(target, dtype=value.dtype).copy_(value)
 
 
 def local(value: Tensor) -> Tensor:

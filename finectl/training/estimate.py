@@ -24,7 +24,11 @@ MEASURED_IMAGES = {"cpu": (1, 3), "cuda": (8, 32)}
 
 
 def training_estimate(
-    config: ModelConfig, settings: TrainSettings, execution: Execution | None = None
+    config: ModelConfig,
+    settings: TrainSettings,
+    execution: Execution | None = None,
+    *,
+    teacher: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """Estimate what training a model takes, for `--dry-run`, without torch.
 
@@ -36,6 +40,7 @@ def training_estimate(
         config: The architecture.
         settings: The training.
         execution: How it will run; of it, processes, parts and checkpointing count.
+        teacher: The frozen model that is computed beside it, if any.
     """
     execution = execution or Execution()
     world = World.from_environment()
@@ -48,7 +53,8 @@ def training_estimate(
         image = activation_bytes(config, narrow, checkpointed=execution.grad_checkpointing)
     else:
         image = BYTES * config.activations
-    memory = held + images * image
+    taught = BYTES * total_parameters(teacher) if teacher else 0
+    memory = held + taught + images * image
     return {
         **estimate,
         "memory_bytes": memory,
@@ -61,11 +67,11 @@ def activation_bytes(config: DiTConfig, narrow: bool, *, checkpointed: bool) -> 
     """Return the bytes that the backward pass keeps of one image.
 
     A block keeps about 20 activations of the model's width a token; under bfloat16 autocast the inputs and outputs of
-    matrix products take half, the residual stream and its norms do not. Checkpointing keeps a block's input, and all of
-    the one block that is being computed again.
+    matrix products take half, the residual stream and its norms do not. A projection keeps its input. Checkpointing
+    keeps a block's input, and all of the one block that is being computed again.
     """
     one = config.tokens * config.width
-    block = 20 * one * (3 if narrow else 4)
+    block = 20 * one * (3 if narrow else 4) + (one * BYTES if config.places else 0)
     return config.depth * one * BYTES + block if checkpointed else config.depth * block
 
 
@@ -81,11 +87,14 @@ def forward_flops(config: DiTConfig) -> int:
     block = linear + attention + 6 * d * d
     patch = config.patch_size**2
     ends = tokens * d * patch * (config.channels + config.out_channels) + 3 * d * d + FREQUENCIES * d
-    return 2 * (config.depth * block + ends)
+    projections = sum(place.channels**2 * place.positions for place in config.places)
+    return 2 * (config.depth * block + ends + projections)
 
 
-def measure_training(config: ModelConfig, settings: TrainSettings, execution: Execution) -> dict[str, Any]:
-    """Time a training step of this model on the device at hand, for `--dry-run`.
+def measure_training(
+    config: ModelConfig, settings: TrainSettings, execution: Execution, *, teacher: ModelConfig | None = None
+) -> dict[str, Any]:
+    """Time a training step of this model on the device at hand, for `--dry-run`; with a teacher, that of both.
 
     Two small batches are computed, and the time is drawn out to the share of one process; reading data, saving and
     measuring come on top.
@@ -93,7 +102,9 @@ def measure_training(config: ModelConfig, settings: TrainSettings, execution: Ex
     Returns:
         The estimate for this execution, seconds of a step and of all steps, and what was measured.
     """
+    from finectl.models.io import build_model
     from finectl.training.batches import Batches
+    from finectl.training.consistency import Consistency
     from finectl.training.device import resolve_device
     from finectl.training.run import train_step
 
@@ -101,6 +112,8 @@ def measure_training(config: ModelConfig, settings: TrainSettings, execution: Ex
     share = -(-settings.batch_size // World.from_environment().size)
     few, more = MEASURED_IMAGES.get(device.type, MEASURED_IMAGES["cpu"])
     run = trial_run(config, execution, more)
+    if teacher is not None:
+        run.loss = Consistency(build_model(teacher).to(device))
     seconds = {}
     for images in (few, few, more):  # the first one warms up
         run.batches = Batches(run.batches.data, images, 0, device, World())
@@ -113,7 +126,7 @@ def measure_training(config: ModelConfig, settings: TrainSettings, execution: Ex
     step_s = max(seconds[more] + image_s * (share - more), seconds[few])
     arithmetic = "bfloat16" if run.arithmetic.autocast else "float32"
     return {
-        **training_estimate(config, settings, execution),
+        **training_estimate(config, settings, execution, teacher=teacher),
         "step_s": round(step_s, 4),
         "training_s": round(step_s * settings.steps),
         "measured": f"steps of {few} and {more} images in {arithmetic} on {device}",

@@ -18,24 +18,28 @@ from torch.utils.flop_counter import FlopCounterMode
 from finectl.models.io import ModelConfig, build_model
 from finectl.models.unet_config import UNetConfig
 from finectl.training.batches import Batches, share_of
+from finectl.training.consistency import Consistency
 from finectl.training.distill import Distillation
 from finectl.training.estimate import forward_flops
+from finectl.training.multitask.tasks import Tasks
 
 PASSES = 3
 """Forward passes that an update is worth: its own, and a backward pass of two."""
 
 
-def training_flops(model: Any, loss: Any, batches: Batches, updates: int) -> int | None:
+def training_flops(model: Any, loss: Any, batches: Batches, updates: int, tasks: Tasks | None = None) -> int | None:
     """Return the floating-point operations of a model's training, over all processes.
 
-    They are three times those of a forward pass, for every image seen; a distilling update adds a forward pass of the
-    teacher, and has no more layers than it runs. Held-out losses and samples are not counted.
+    They are three times those of a forward pass, for every image seen; an update with a teacher adds a forward pass of
+    it, and has no more layers than it runs. Held-out losses and samples are not counted. Timestep clusters
+    whose gradients are taken apart add the inner products and the sum of these.
 
     Args:
         model: What is trained: which of its parameters are frozen decides how a factorised layer computes.
         loss: What it is trained with.
         batches: How a batch is shared by processes and parts: where a layer builds its weight, it does so once a part.
         updates: Optimiser updates, from the first.
+        tasks: Clusters of timesteps, which some of the updates may compute one by one.
 
     Returns:
         The number, or None for a network whose operations cannot be followed.
@@ -52,22 +56,48 @@ def training_flops(model: Any, loss: Any, batches: Batches, updates: int) -> int
         if forward is None:
             return None
         operations += PASSES * parts * sum(count * forward[depth] for depth, count in depths.items())
-    if distilling:
-        taught = count_forward(loss.teacher.config, batches.batch_size, frozenset())
-        if taught is None:
+    if tasks is not None and tasks.separated(updates):
+        apart = _apart(model, batches, trained, tasks.clusters)
+        if apart is None:
             return None
-        operations += distilling * taught
+        operations += tasks.separated(updates) * apart
+    taught = updates if isinstance(loss, Consistency) else distilling
+    if taught:
+        one = count_forward(loss.teacher.config, batches.batch_size, frozenset())
+        if one is None:
+            return None
+        operations += taught * one
     return operations
 
 
-def part_sizes(batches: Batches) -> Counter[int]:
-    """Return into how many parts of which number of images all processes together cut a batch."""
+def _apart(model: Any, batches: Batches, trained: Collection[str], clusters: int) -> int | None:
+    """Return what an update takes in addition where the gradient of each timestep cluster is computed by itself."""
+    difference = part_sizes(batches, clusters)
+    difference.subtract(part_sizes(batches))
+    operations = 0
+    for images, parts in difference.items():
+        forward = count_forward(model.config, images, trained)
+        if forward is None:
+            return None
+        operations += PASSES * parts * forward
+    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return operations + 2 * clusters * (clusters + 1) * weights  # inner products of all pairs, and a weighted sum
+
+
+def part_sizes(batches: Batches, clusters: int = 1) -> Counter[int]:
+    """Return into how many parts of which number of images all processes together cut a batch.
+
+    Args:
+        batches: How it is shared.
+        clusters: Timestep clusters, of which each part's images are computed one after another.
+    """
     parts: Counter[int] = Counter()
     for rank in range(batches.world.size):
         mine = share_of(batches.batch_size, rank, batches.world.size)
         for index in range(len(batches.slots)):
             part = share_of(mine.stop - mine.start, index, len(batches.slots))
-            parts[part.stop - part.start] += 1
+            slots = range(mine.start + part.start, mine.start + part.stop)
+            parts.update(sum(slot % clusters == cluster for slot in slots) for cluster in range(clusters))
     return parts
 
 

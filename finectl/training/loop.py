@@ -33,8 +33,9 @@ from finectl.training.distributed import (
 from finectl.training.flops import training_flops
 from finectl.training.log import NAME as LOG_NAME
 from finectl.training.log import Log
+from finectl.training.multitask.tasks import Tasks
 from finectl.training.previews import draw_previews, require_previews
-from finectl.training.run import Loss, Run, plain_loss, prepare, train_step
+from finectl.training.run import Loss, Run, Timesteps, plain_loss, prepare, train_step, uniform_timesteps
 from finectl.training.settings import TrainSettings
 from finectl.training.state import Position, load_state, save_state
 from finectl.world import World
@@ -82,6 +83,8 @@ def fit(
     groups: list[dict[str, Any]] | None = None,
     heldout: Callable[[Denoiser], float] | None = None,
     loss: Loss = plain_loss,
+    timesteps: Timesteps = uniform_timesteps,
+    tasks: Tasks | None = None,
     shardable: bool = True,
 ) -> Trained:
     """Train a model on images and labels.
@@ -94,6 +97,9 @@ def fit(
         groups: Parameter groups with learning rates of their own; all trainable parameters by default.
         heldout: The held-out loss of a model, logged every `eval_every` updates and at both ends.
         loss: Each image's loss; the denoising loss by default.
+        timesteps: How the timesteps of a batch are drawn; uniformly by default.
+        tasks: Clusters of timesteps whose losses are tasks of their own, with `timesteps` that share a batch evenly
+            among them; their weights are saved with the state. None takes the mean over the batch.
         shardable: Whether `--fsdp` may shard the model; otherwise it is trained whole in every process.
 
     Returns:
@@ -107,9 +113,19 @@ def fit(
     if job.execution.sample_every:
         require_previews(data.info)
     with lost_peers_as_errors(job.world):
-        run = prepare(job, model, data, settings, groups=groups, loss=loss, sharded=job.execution.fsdp and shardable)
+        run = prepare(
+            job,
+            model,
+            data,
+            settings,
+            groups=groups,
+            loss=loss,
+            sharded=job.execution.fsdp and shardable,
+            timesteps=timesteps,
+            tasks=tasks,
+        )
         # Counted first: what goes wrong here must not cost a finished run.
-        flops = training_flops(model, run.loss, run.batches, settings.steps) if job.world.leads else None
+        flops = training_flops(model, run.loss, run.batches, settings.steps, tasks) if job.world.leads else None
         with run.batches:
             position = _train(job, run, heldout)
         cost = {"steps": position.step, "samples": position.step * settings.batch_size, "flops": flops}
@@ -121,7 +137,7 @@ def _train(job: Job[Any], run: Run, heldout: Callable[[Denoiser], float] | None)
     """Go from the saved state to the last step, with one return to it when a loss is not finite."""
     failure: NotFinite | None = None
     while True:
-        position = load_state(job.state, run.model, run.ema, run.optimizer)
+        position = load_state(job.state, run.model, run.ema, run.optimizer, run.tasks)
         try:
             _steps(job, run, position, heldout, failure)
             return position
@@ -257,7 +273,8 @@ class Course:
         self.position.wall_s = self.clock.seconds()
         self.log.sync()
         run = self.run
-        save_state(self.job.state, self.position, run.model, run.ema, run.optimizer, leads=self.job.world.leads)
+        leads = self.job.world.leads
+        save_state(self.job.state, self.position, run.model, run.ema, run.optimizer, run.tasks, leads=leads)
         self.clock.saved()
 
 

@@ -5,6 +5,7 @@ Reference: Ho et al., arXiv 2006.11239, algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,12 +18,15 @@ from finectl.diffusion.losses import Denoiser, denoising_loss
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.dit import drop_labels
-from finectl.training.batches import Batches
+from finectl.training.batches import Batches, Part
 from finectl.training.device import Arithmetic, resolve_device
-from finectl.training.distributed import join, without_sync, wrap
+from finectl.training.distributed import all_sum, join, without_sync, wrap
 from finectl.training.memory import checkpoint_activations
-from finectl.training.settings import TrainSettings
-from finectl.training.step import Ema, clip_gradients, lr_factor, make_optimizer
+from finectl.training.multitask.clusters import of_cluster, require_all_in_each, sums_by_cluster
+from finectl.training.multitask.gradients import Gathered
+from finectl.training.multitask.tasks import Tasks
+from finectl.training.settings import TrainSettings, parse_betas
+from finectl.training.step import Ema, clip_gradients, ema_decay, lr_factor, make_optimizer
 
 
 class Loss(Protocol):
@@ -42,6 +46,25 @@ class Loss(Protocol):
             noise: (B, C, H, W), standard normal.
             step: Updates done so far.
         """
+
+
+class Timesteps(Protocol):
+    """How the timesteps of a batch are drawn."""
+
+    def __call__(self, count: int, schedule: NoiseSchedule, *, step: int, generator: torch.Generator) -> Tensor:
+        """Return the timesteps of the whole batch, (count,), int64 in 0..T-1, on the generator's device.
+
+        Args:
+            count: Images of the batch, over all processes.
+            schedule: The forward process.
+            step: Updates done so far.
+            generator: The source of all that is random in it, the same in every process.
+        """
+
+
+def uniform_timesteps(count: int, schedule: NoiseSchedule, *, step: int, generator: torch.Generator) -> Tensor:
+    """Return timesteps of which each is as likely as any other."""
+    return torch.randint(len(schedule), (count,), generator=generator, device=generator.device)
 
 
 def plain_loss(
@@ -65,6 +88,8 @@ class Run:
         ema: The moving average.
         arithmetic: Device and precision.
         loss: Each image's loss, (b,).
+        timesteps: How the timesteps of a batch are drawn.
+        tasks: What the losses of clusters of timesteps count, where they are tasks of their own.
         base_lrs: Learning rates of the optimiser's groups, before the course over the steps.
     """
 
@@ -77,6 +102,8 @@ class Run:
     ema: Ema
     arithmetic: Arithmetic
     loss: Loss = plain_loss
+    timesteps: Timesteps = uniform_timesteps
+    tasks: Tasks | None = None
     base_lrs: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -92,12 +119,14 @@ def prepare(
     groups: list[dict[str, Any]] | None,
     loss: Loss,
     sharded: bool,
+    timesteps: Timesteps = uniform_timesteps,
+    tasks: Tasks | None = None,
 ) -> Run:
     """Put the model on its device, share it with the other processes, and make all that its steps need.
 
     Args:
         job: How to run, and with whom.
-        model: As in `fit`, and so `data`, `settings`, `groups` and `loss`.
+        model: As in `fit`, and so `data`, `settings`, `groups`, `loss`, `timesteps` and `tasks`.
         sharded: Whether its weights are spread over the processes.
     """
     execution, world = job.execution, job.world
@@ -116,25 +145,43 @@ def prepare(
     found = dict(model.named_parameters())  # sharding puts others in the places of those that the groups hold
     chosen = groups or [{"params": list(names)}]
     placed = [{**group, "params": [found[names[parameter]] for parameter in group["params"]]} for group in chosen]
+    batches = Batches(
+        data,
+        settings.batch_size,
+        settings.seed,
+        device,
+        world,
+        parts=execution.accumulate,
+        workers=0 if isinstance(data.store, MemoryStore) else execution.workers,
+    )
+    if tasks is not None:
+        placed += _prepare_tasks(tasks, batches, settings)
     return Run(
         model=model,
         forward=forward,
-        batches=Batches(
-            data,
-            settings.batch_size,
-            settings.seed,
-            device,
-            world,
-            parts=execution.accumulate,
-            workers=0 if isinstance(data.store, MemoryStore) else execution.workers,
-        ),
+        batches=batches,
         settings=settings,
         schedule=NoiseSchedule.of(model.config, device),
-        optimizer=make_optimizer(placed, settings.lr, settings.weight_decay),
+        optimizer=make_optimizer(placed, settings.lr, settings.weight_decay, parse_betas(settings.betas)),
         ema=Ema(model.named_parameters(), settings.ema),
         arithmetic=Arithmetic.of(device, execution.dtype),
         loss=loss,
+        timesteps=timesteps,
+        tasks=tasks,
     )
+
+
+def _prepare_tasks(tasks: Tasks, batches: Batches, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Put tasks on the device, and return the parameter groups of what they learn.
+
+    Raises:
+        UsageError: their gradients are to be taken apart, and a part of a batch lacks a cluster.
+    """
+    if tasks.separated(settings.steps):
+        require_all_in_each(batches, tasks.clusters)
+    tasks.to(batches.device)
+    learned = list(tasks.parameters().values())
+    return [{"params": learned, "lr": tasks.lr, "weight_decay": 0.0}] if learned else []
 
 
 def train_step(run: Run, step: int) -> Tensor:
@@ -143,28 +190,86 @@ def train_step(run: Run, step: int) -> Tensor:
     Reference: arXiv 2006.11239, Algorithm 1.
     """
     settings, schedule, device = run.settings, run.schedule, run.arithmetic.device
-    world_size = run.batches.world.size
     for group, base in zip(run.optimizer.param_groups, run.base_lrs, strict=True):
         group["lr"] = base * lr_factor(settings, step)
     parts = run.batches.get(step)
     random = generator_for("train", settings.seed, 0, step, device=device)
     shape = (settings.batch_size, *parts[0].x0.shape[1:])
-    t = torch.randint(len(schedule), shape[:1], generator=random, device=device)
+    t = run.timesteps(settings.batch_size, schedule, step=step, generator=random)  # (B,)
     noise = torch.randn(shape, generator=random, device=device)
     dropped = drop_labels(torch.zeros_like(t), 1, run.model.config.label_dropout, random).bool()
-    run.optimizer.zero_grad(set_to_none=True)
-    mean = torch.zeros((), dtype=torch.float64, device=device)
-    for index, part in enumerate(parts):
+
+    def losses_of(part: Part) -> Tensor:
         slots = part.slots
         y = torch.where(dropped[slots], run.model.config.num_classes, part.labels)
-        with without_sync(run.forward, last=index == len(parts) - 1):
-            with run.arithmetic.context():
-                losses = run.loss(run.forward, schedule, part.x0, y, t[slots], noise[slots], step=step)
-            share = losses.sum() / settings.batch_size
-            (share * world_size).backward()  # gradients are averaged over the processes, and the sum is wanted
-        mean += share.detach()
+        with run.arithmetic.context():
+            return run.loss(run.forward, schedule, part.x0, y, t[slots], noise[slots], step=step)
+
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.tasks is None:
+        losses = _backward(run, parts, losses_of)
+    elif run.tasks.separates(step):
+        losses = _backward_by_cluster(run, run.tasks, parts, losses_of, step)
+    else:
+        losses = _backward_together(run, run.tasks, parts, losses_of)
+    mean = torch.zeros((), dtype=torch.float64, device=device)
+    for found in losses:
+        mean += found.sum() / settings.batch_size
     if settings.clip_grad:
         clip_gradients(run.model.parameters(), settings.clip_grad)
     run.optimizer.step()
+    run.ema.decay = ema_decay(settings, step)
     run.ema.update()
     return mean
+
+
+def _backward(
+    run: Run, parts: Sequence[Part], losses_of: Callable[[Part], Tensor], weights: Tensor | None = None
+) -> list[Tensor]:
+    """Add the gradient of the batch's mean loss to the parameters', averaged over the processes.
+
+    Args:
+        run: What is trained.
+        parts: This process's images, or some of them.
+        losses_of: Each image's loss, (b,), of a part.
+        weights: What each image of the global batch counts, (B,); 1 by default.
+
+    Returns:
+        The losses of each part, without their weights.
+    """
+    found = []
+    for index, part in enumerate(parts):
+        with without_sync(run.forward, last=index == len(parts) - 1):
+            losses = losses_of(part)
+            counted = losses if weights is None else losses * weights[part.slots]
+            share = counted.sum() / run.settings.batch_size
+            # Gradients are averaged over the processes, and the sum is wanted.
+            (share * run.batches.world.size).backward()
+        found.append(losses.detach())
+    return found
+
+
+def _backward_together(
+    run: Run, tasks: Tasks, parts: Sequence[Part], losses_of: Callable[[Part], Tensor]
+) -> list[Tensor]:
+    """Do what `_backward` does with the present weights of the clusters, and let these learn from the losses."""
+    size, device = run.settings.batch_size, run.arithmetic.device
+    slots = torch.arange(size, device=device)
+    found = _backward(run, parts, losses_of, tasks.weights()[slots % tasks.clusters])
+    if tasks.parameters():
+        sums = sums_by_cluster(torch.cat(found), torch.cat([slots[part.slots] for part in parts]), tasks.clusters)
+        tasks.learn(all_sum(run.batches.world, sums) / size)
+    return found
+
+
+def _backward_by_cluster(
+    run: Run, tasks: Tasks, parts: Sequence[Part], losses_of: Callable[[Part], Tensor], step: int
+) -> list[Tensor]:
+    """Do it for each cluster's images alone, and combine their gradients as these themselves say."""
+    gathered = Gathered(run.model.parameters(), copied=run.forward is not run.model)
+    found = []
+    for cluster in range(tasks.clusters):
+        found += _backward(run, [of_cluster(part, cluster, tasks.clusters) for part in parts], losses_of)
+        gathered.take()
+    gathered.put(tasks.solve(gathered.gram(run.batches.world), step).tolist())
+    return found

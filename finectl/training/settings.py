@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from finectl.models.io import read_config
 from finectl.models.vae import is_same_space, latent_space
 
 DEFAULT_DATA = "digits"
+USUAL_BETAS = (0.9, 0.999)
+"""PyTorch's, of Adam."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,20 @@ class TrainFields:
     lr_schedule: str
     warmup_steps: int | None
     weight_decay: float
-    clip_grad: float
+    clip_grad: float | None
     ema: float | None
     eval_every: int | None
     keep_every: int
     keep_at: str | None
     seed: int
+
+
+@dataclass(frozen=True)
+class OptimiserFields:
+    """Further options of the optimiser and of the moving average."""
+
+    betas: str | None
+    ema_power: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class TrainSettings:
         clip_grad: Largest norm of all gradients together; 0 leaves them as they are.
         keep_every: Keep the averaged weights after every so many updates; 0 keeps the last only.
         keep_at: Keep them after these updates too, as `parse_updates` reads them.
+        betas: Decays of AdamW's two moments, as `parse_betas` reads them; None for the usual ones.
+        ema_power: The decay after step k is at most 1 - (1 + k) to minus this power; 0 keeps it at `ema`.
     """
 
     steps: int
@@ -78,6 +91,8 @@ class TrainSettings:
     clip_grad: float = 0.0
     keep_every: int = 0
     keep_at: str | None = None
+    betas: str | None = None
+    ema_power: float = 0.0
 
     def keeps(self, update: int) -> bool:
         """Tell whether the averaged weights after an update are kept beside the last ones."""
@@ -93,8 +108,8 @@ class TrainSettings:
 
 
 # Bundled sets are small enough for a laptop; other data gets the papers' settings (FINE, arXiv 2409.19289, section 4).
-SMALL = {"batch_size": 128, "lr": 1e-3, "ema": 0.99, "warmup_steps": 100}
-PAPER = {"batch_size": 256, "lr": 1e-4, "ema": 0.9999, "warmup_steps": 0}
+SMALL = {"batch_size": 128, "lr": 1e-3, "ema": 0.99, "warmup_steps": 100, "clip_grad": 0.0}
+PAPER = {"batch_size": 256, "lr": 1e-4, "ema": 0.9999, "warmup_steps": 0, "clip_grad": 0.0}
 
 
 def resolve_settings(
@@ -142,9 +157,37 @@ def parse_updates(text: str | None) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
+def parse_betas(text: str | None) -> tuple[float, float]:
+    """Return the two decays of `--betas`, such as 0.95,0.999; the usual ones for None.
+
+    Raises:
+        UsageError: they are not two numbers in [0, 1).
+    """
+    if text is None:
+        return USUAL_BETAS
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        first = second = math.nan
+    if not (0 <= first < 1 and 0 <= second < 1):
+        raise UsageError(f"--betas {text!r}", expected="two numbers from 0 to below 1, such as 0.9,0.999")
+    return first, second
+
+
+def settled_betas(text: str | None) -> str | None:
+    """Return `--betas` in its one way of writing; None for the usual ones.
+
+    Raises:
+        UsageError: they are not two numbers in [0, 1).
+    """
+    betas = parse_betas(text)
+    return None if betas == USUAL_BETAS else ",".join(f"{beta:g}" for beta in betas)
+
+
 def settings_of(config: Any) -> TrainSettings:
     """Return the training settings among the fields of a resolved configuration."""
-    return TrainSettings(**{name: getattr(config, name) for name in TrainSettings.__dataclass_fields__})
+    names = TrainSettings.__dataclass_fields__
+    return TrainSettings(**{name: getattr(config, name) for name in names if hasattr(config, name)})
 
 
 def resolve_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from finectl.artifacts.tensors import load_tensors, read_metadata, save_tensors
 from finectl.errors import InputError
 from finectl.training.distributed import copy_whole, like, whole
+from finectl.training.multitask.tasks import Tasks
 from finectl.training.step import Ema
 
 NAME = "training.safetensors"
+TASKS = "tasks/"
 
 
 @dataclass
@@ -39,6 +42,7 @@ def save_state(
     model: nn.Module,
     ema: Ema | None,
     optimizer: torch.optim.Optimizer,
+    tasks: Tasks | None = None,
     *,
     leads: bool = True,
 ) -> None:
@@ -53,14 +57,22 @@ def save_state(
     tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in model.named_parameters()}
     if ema is not None:
         tensors.update({f"ema/{name}": value for name, value in ema.state_dict().items()})
-    for name, slots in _optimizer_slots(model, optimizer).items():
+    if tasks is not None:
+        tensors.update({f"{TASKS}{name}": value for name, value in tasks.state_dict().items()})
+    for name, slots in _optimizer_slots(_trained(model, tasks), optimizer).items():
         tensors.update({f"optimizer/{slot}/{name}": value for slot, value in slots.items()})
     tensors = whole(tensors)
     if leads:
         save_tensors(directory / NAME, tensors, metadata=asdict(position))
 
 
-def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) -> Position:
+def load_state(
+    directory: Path,
+    model: nn.Module,
+    ema: Ema | None,
+    optimizer: torch.optim.Optimizer,
+    tasks: Tasks | None = None,
+) -> Position:
     """Put a saved state back; without one, leave everything as it is and return the start.
 
     Raises:
@@ -84,13 +96,15 @@ def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: to
     if ema is not None:
         prefix = "ema/"
         ema.load_state_dict({n[len(prefix) :]: value for n, value in tensors.items() if n.startswith(prefix)})
+    if tasks is not None:
+        tasks.load_state_dict({n[len(TASKS) :]: value for n, value in tensors.items() if n.startswith(TASKS)})
     slots: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer/"):
             _, slot, parameter_name = name.split("/", 2)
             slots.setdefault(parameter_name, {})[slot] = value
     optimizer.state.clear()
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model, tasks).items():
         if name in slots:
             saved = slots[name]
             optimizer.state[parameter] = {
@@ -100,7 +114,15 @@ def load_state(directory: Path, model: nn.Module, ema: Ema | None, optimizer: to
     return Position(**saved_position)
 
 
-def _optimizer_slots(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+def _trained(model: nn.Module, tasks: Tasks | None) -> dict[str, nn.Parameter]:
+    """Return what the optimiser trains, by name: of the model, and beside it."""
+    beside = {} if tasks is None else tasks.parameters()
+    return {**dict(model.named_parameters()), **{f"{TASKS}{name}": parameter for name, parameter in beside.items()}}
+
+
+def _optimizer_slots(
+    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, Tensor]]:
     """Return the optimiser's tensors by parameter name and slot (`step`, `exp_avg`, `exp_avg_sq`)."""
-    states = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
     return {name: {s: v for s, v in state.items() if isinstance(v, Tensor)} for name, state in states.items() if state}

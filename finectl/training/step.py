@@ -14,15 +14,18 @@ from torch.distributed.fsdp import FSDPModule
 from finectl.diffusion.losses import Denoiser
 from finectl.errors import InputError
 from finectl.training.distributed import copy_whole, local
-from finectl.training.settings import TrainSettings
+from finectl.training.settings import USUAL_BETAS, TrainSettings
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def make_optimizer(
-    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float = 0.0
+    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = USUAL_BETAS,
 ) -> torch.optim.AdamW:
-    """Return AdamW with PyTorch's default betas and epsilon, in its fused form where the device has one.
+    """Return AdamW with PyTorch's default epsilon, in its fused form where the device has one.
 
     The fused form makes one pass over the parameters instead of a dozen: 5 times faster for a DiT-B on a CPU.
 
@@ -30,6 +33,7 @@ def make_optimizer(
         params: Parameters, or parameter groups as torch.optim takes them; frozen ones are left out.
         lr: Learning rate per optimiser update.
         weight_decay: Decoupled weight decay.
+        betas: Decays of the two moments, in [0, 1).
 
     Reference: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
     """
@@ -45,7 +49,7 @@ def make_optimizer(
         groups.insert(0, {"params": bare})
     everything = [parameter for group in groups for parameter in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in FUSED_DEVICES for p in everything)
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
@@ -59,6 +63,18 @@ def lr_factor(settings: TrainSettings, step: int) -> float:
     if settings.lr_schedule == "constant":
         return warmup
     return warmup * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
+def ema_decay(settings: TrainSettings, step: int) -> float:
+    """Return the decay of the moving average after a step: `ema`, or what rises to it from 0 as 1 - (1 + k)^-power.
+
+    Args:
+        settings: `ema` is the largest decay; with `ema_power` 0 it holds from the start.
+        step: Number k of the step, counted from 0.
+    """
+    if not settings.ema_power:
+        return settings.ema
+    return min(settings.ema, 1.0 - (1.0 + step) ** -settings.ema_power)
 
 
 class Ema:

@@ -16,7 +16,7 @@ from finectl.cli.recipe import load_recipe
 from finectl.errors import EXIT_INPUT, EXIT_USAGE
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-STAGES = ("encode", "convert", "condense", "extract", "init", "train", "sample", "evaluate")
+STAGES = ("encode", "convert", "condense", "extract", "init", "train", "finetune-ranges", "sample", "evaluate")
 
 
 def parameters(stage: str) -> list[str]:
@@ -139,7 +139,7 @@ def test_every_stage_has_an_option_for_every_field_of_its_config() -> None:
     import importlib
 
     for stage in STAGES:
-        declared = importlib.import_module(f"finectl.stages.{stage}").STAGE
+        declared = importlib.import_module(f"finectl.stages.{stage.replace('-', '_')}").STAGE
         assert declared.name == stage in COMMANDS
         fields = {field.name for field in dataclasses.fields(declared.config)}
         known = set(parameters(stage))

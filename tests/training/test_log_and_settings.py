@@ -61,6 +61,7 @@ class Options:
     lr_schedule: str = "constant"
     warmup_steps: Any = None
     weight_decay: float = 0.0
+    clip_grad: Any = None
     ema: Any = None
     eval_every: Any = None
     keep_at: Any = None

@@ -198,7 +198,9 @@ STAGE = Stage(
     version=2,
     makes="evaluation",
     config=Config,
-    reads=lambda config: None if config.images else Reads("model", ("model", "condensed", "samples"), many=True),
+    reads=lambda config: (
+        None if config.images else Reads("model", ("model", "condensed", "experts", "expert", "samples"), many=True)
+    ),
     plan=plan,
     run=run,
     verdict=verdict,

@@ -59,6 +59,14 @@ class ComputationError(FinectlError):
     exit_code = EXIT_COMPUTATION
 
 
+class PeerLostError(ComputationError):
+    """Another process of this run is gone (exit code 5).
+
+    What it shared with this one cannot be taken down in order: that may wait for the lost one. So this process leaves
+    without it.
+    """
+
+
 class ResourceError(FinectlError):
     """Memory or disk ran out (exit code 6)."""
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from finectl.errors import ComputationError, UsageError
+from finectl.errors import ComputationError, PeerLostError, UsageError
 
 # A leader may look through a large data set before it gives its word; a process that died is noticed at once.
 PATIENCE = datetime.timedelta(hours=24)
@@ -139,7 +139,7 @@ class World:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Take the process group down, if one was made; the process that may hold the store leaves last."""
-        if self._store is None:
+        if self._store is None or isinstance(error, PeerLostError):
             return
         distributed = sys.modules["torch"].distributed
         if distributed.is_initialized():
@@ -155,9 +155,9 @@ class World:
         self._store = None
 
 
-def lost(error: BaseException) -> ComputationError:
+def lost(error: BaseException) -> PeerLostError:
     """Return the error of a process whose peer is gone."""
-    return ComputationError(
+    return PeerLostError(
         f"another process of this run is gone: {' '.join(str(error).split())[:200]}",
         expected="all processes alive until the end; the first error of the others says what happened",
         fix="run the same command again: it goes on from the last saved state",

@@ -15,7 +15,7 @@ from typer.exceptions import Exit, TyperException
 import finectl
 from finectl.cli.commands import COMMANDS
 from finectl.console import Console
-from finectl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, FinectlError, UsageError
+from finectl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, FinectlError, PeerLostError, UsageError
 from finectl.registry import nearest
 
 DEBUG_VARIABLE = "FINECTL_DEBUG"
@@ -98,6 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FinectlError as error:
         console.error(error)
         _trace_if_wanted(arguments)
+        if isinstance(error, PeerLostError):
+            # Freeing what is shared with the lost process may wait for it, for half an hour.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         console.note("interrupted")

@@ -117,7 +117,7 @@ def start_both(*arguments: object) -> list[subprocess.Popen[str]]:
         subprocess.Popen(
             command_line(*arguments),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=child_environment(**launcher_environment(rank, port)),
+            env=child_environment(**launcher_environment(rank, port), PYTHONFAULTHANDLER="1"),
         )
         for rank in range(SIZE)
     ]  # fmt: skip

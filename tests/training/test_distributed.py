@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,7 +170,11 @@ def test_a_process_is_killed_and_one_process_finishes(victim: int, workspace: Pa
         wait_until(lambda: saved_step(workspace) >= 4, *both)
         both[victim].kill()
         start_s = time.monotonic()
-        out, err = both[1 - victim].communicate(timeout=STOPPED_S)
+        try:
+            out, err = both[1 - victim].communicate(timeout=STOPPED_S)
+        except subprocess.TimeoutExpired:
+            both[1 - victim].send_signal(signal.SIGABRT)  # with PYTHONFAULTHANDLER it says where it hangs
+            pytest.fail(f"it does not notice: {both[1 - victim].communicate()[1][-4000:]}")
         assert time.monotonic() - start_s < STOPPED_S
     finally:
         for process in both:

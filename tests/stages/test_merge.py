@@ -104,7 +104,8 @@ def test_without_arguments_the_newest_experts_are_searched_and_said(family: Fami
     manifest = read_manifest(ran.path)
     assert manifest.config["search"] == "grid" and manifest.config["objective"] == "frechet"
     metrics = manifest.metrics
-    assert metrics["candidates_measured"] == 9
+    assert metrics["candidates_measured"] == 9 and metrics["samples_measured"] == 24 * (9 + 5)
+    assert manifest.cost["samples"] == 0, "images that are generated are none that a model has seen"
     lines = [json.loads(line) for line in (ran.path / "search.jsonl").read_text().splitlines()]
     values = [line for line in lines if "value" in line]
     assert len([line for line in values if line["noise"] == 0]) == 9

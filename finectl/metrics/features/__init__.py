@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from finectl.errors import UsageError
 from finectl.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+DIGITS, TORCHVISION = "digits", "torchvision"
 EXTRACTORS = Registry(
     "feature extractor",
     {
@@ -50,6 +52,31 @@ class FeatureOptions:
     features_weights: str | None = None
     resize_mode: str = "clean"
     dtype: str = "float32"
+
+    @classmethod
+    def of(cls, config: Any) -> FeatureOptions:
+        """Return what a stage's options say of the networks; those that it does not have are as usual.
+
+        Raises:
+            UsageError: `--features` names none, or comes without weights.
+        """
+        kind, _, network = (config.features or DIGITS).partition(":")
+        if kind not in (DIGITS, TORCHVISION) or (kind == TORCHVISION) != bool(network):
+            raise UsageError(f"--features {config.features!r}", expected=f"{DIGITS}, or {TORCHVISION}:NAME")
+        if kind == TORCHVISION and config.features_weights is None:
+            raise UsageError(
+                f"--features {config.features} comes without weights",
+                expected="the file of them: --features-weights FILE",
+            )
+        return cls(
+            inception=config.inception,
+            clip=getattr(config, "clip", None),
+            dino=config.dino,
+            network=network,
+            features_weights=config.features_weights,
+            resize_mode=getattr(config, "fid_mode", "clean"),
+            dtype=getattr(config, "features_dtype", "float32"),
+        )
 
 
 @dataclass(frozen=True)

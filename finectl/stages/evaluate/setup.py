@@ -13,7 +13,7 @@ from finectl.data.files import FilesInfo, describe_files
 from finectl.data.sources import DataInfo, DataOptions
 from finectl.errors import InputError, UsageError
 from finectl.metrics import METRICS
-from finectl.metrics.features import EXTRACTORS, ExtractorInfo, FeatureOptions
+from finectl.metrics.features import DIGITS, EXTRACTORS, TORCHVISION, ExtractorInfo, FeatureOptions
 from finectl.metrics.paired import describe_lpips
 from finectl.metrics.reference import ReferenceInfo, describe_reference, require_extractor
 from finectl.models.autoencoder import find_autoencoder
@@ -23,9 +23,7 @@ from finectl.training.settings import require_fit, resolve_data
 
 SAMPLES = "samples.safetensors"
 PROMPTS = "prompts.json"
-DIGITS = "digits"
 DIGITS_SHAPE = (1, 8)
-TORCHVISION = "torchvision"
 ON_DIGITS = ["frechet", "accuracy"]
 
 
@@ -84,7 +82,7 @@ class Setup:
         vae = _models(config, models, data)
         shape = _shape(parents, vae)
         metrics, notes = _metrics(config, models, shape)
-        options = feature_options(config)
+        options = FeatureOptions.of(config)
         extractors, outputs = _extractors(metrics, options)
         lpips = describe_lpips(config.lpips) if "lpips" in metrics else None
         sampled = [name for name in metrics if METRICS[name].sampled]
@@ -106,30 +104,6 @@ class Setup:
 def needs_reference(name: str) -> bool:
     """Tell whether a metric compares images with a reference."""
     return METRICS[name].sampled and name not in ("is", "accuracy", "clip-score")
-
-
-def feature_options(config: Config) -> FeatureOptions:
-    """Return what the user says of the networks.
-
-    Raises:
-        UsageError: `--features` names none.
-    """
-    kind, _, network = (config.features or DIGITS).partition(":")
-    if kind not in (DIGITS, TORCHVISION) or (kind == TORCHVISION) != bool(network):
-        raise UsageError(f"--features {config.features!r}", expected=f"{DIGITS}, or {TORCHVISION}:NAME")
-    if kind == TORCHVISION and config.features_weights is None:
-        raise UsageError(
-            f"--features {config.features} comes without weights", expected="the file of them: --features-weights FILE"
-        )
-    return FeatureOptions(
-        inception=config.inception,
-        clip=config.clip,
-        dino=config.dino,
-        network=network,
-        features_weights=config.features_weights,
-        resize_mode=config.fid_mode,
-        dtype=config.features_dtype,
-    )
 
 
 def extractor_key(name: str, options: FeatureOptions) -> str:

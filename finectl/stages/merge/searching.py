@@ -17,6 +17,7 @@ from typing import Any
 from finectl.artifacts.job import Job
 from finectl.artifacts.tensors import load_tensors
 from finectl.data.dataset import load
+from finectl.metrics.features import FeatureOptions
 from finectl.metrics.measured import Measured as Value
 from finectl.metrics.measuring import Measuring
 from finectl.metrics.objective import Objective
@@ -29,7 +30,7 @@ from finectl.search.final import FRESH, winner
 from finectl.search.journal import Journal
 from finectl.search.work import work
 from finectl.stages.merge.config import Config
-from finectl.stages.merge.setup import feature_options, strategy
+from finectl.stages.merge.setup import strategy
 from finectl.training.device import resolve_device
 from finectl.training.settings import data_options
 
@@ -75,7 +76,7 @@ class Run:
         model = require_class_conditional(source)
         options = data_options(config, job)
         train, heldout = (load(config.data or "", part, config.image_size, options) for part in ("train", "heldout"))
-        features = feature_options(config)
+        features = FeatureOptions.of(config)
         self.objective = Objective.of(config.objective, model, train.info, features, config.reference, options)
         self.sign = self.objective.sign
         self.measuring = Measuring(

@@ -83,7 +83,7 @@ def resolve_search(
     require_scheduler(config.scheduler, model.diffusion.prediction)
     require_null_class(model, config.guidance)
     reads = DataOptions(resize_filter=fields["resize_filter"], skip_bad=fields["skip_bad"])
-    objective = Objective.of(config.objective, model, data, feature_options(config), config.reference, reads)
+    objective = Objective.of(config.objective, model, data, FeatureOptions.of(config), config.reference, reads)
     vae = find_autoencoder(config.vae, source, model.channels) if objective.metric != "loss" else None
     space = Space(parts.count, config.grid_min, config.grid_max, config.grid_step)
     name = config.search or (GRID if space.size <= config.max_candidates else COARSE_TO_FINE)
@@ -113,21 +113,3 @@ def strategy(config: Config, count: int) -> Search:
     options = Options(samples=config.search_samples, seed=config.seed)
     found: Search = SEARCHES.load(config.search or GRID)(space, options)
     return found
-
-
-def feature_options(config: Config) -> FeatureOptions:
-    """Return what the user says of the networks in whose features images are compared.
-
-    Raises:
-        UsageError: `--features` names none, or comes without weights.
-    """
-    kind, _, network = (config.features or "digits").partition(":")
-    if kind not in ("digits", "torchvision") or (kind == "torchvision") != bool(network):
-        raise UsageError(f"--features {config.features!r}", expected="digits, or torchvision:NAME")
-    if kind == "torchvision" and config.features_weights is None:
-        raise UsageError(
-            f"--features {config.features} comes without weights", expected="the file of them: --features-weights FILE"
-        )
-    return FeatureOptions(
-        inception=config.inception, dino=config.dino, network=network, features_weights=config.features_weights
-    )

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from finectl.artifacts.cache import remembered_sha256
 from finectl.artifacts.files import sha256_json
 from finectl.artifacts.job import Execution, InterruptFlag, Job, Plan, Reads, Stage
 from finectl.artifacts.manifest import NAME, Manifest, ParentRecord, digest_of, read_manifest
 from finectl.artifacts.provenance import cost_of, data_record, environment, machine
 from finectl.artifacts.resources import resources_as_errors
 from finectl.artifacts.staging import STATE, Staging, check_records, point_latest
-from finectl.artifacts.store import Artifact, Workspace, open_artifact, verify_artifact
+from finectl.artifacts.store import Artifact, Workspace, open_artifact, require_no_number, verify_artifacts
 from finectl.console import Console
 from finectl.errors import FinectlError, InputError, OutputError, UsageError
 from finectl.world import World
@@ -178,8 +179,7 @@ def _lead(
         return Result.of(stage, plan, done, True, described)
     if options.force:
         require_replaceable(final)
-    for parent in parents:
-        verify_artifact(parent)
+    verify_artifacts(parents, remembered_sha256)
     interrupted = False
     with resources_as_errors(final):
         staging = Staging(final, recipe, fresh=options.force or not options.resume)
@@ -225,8 +225,10 @@ def find_parents(
         console.note(f"no INPUT given: taking the newest {artifact.kind}, {artifact.path}")
         return (artifact, *further)
     names = [name for text in inputs for name in (read_stdin() if text == STDIN else [text])]
+    for name in names:
+        require_no_number(name)
     if len(names) > 1 and not reads.many:
-        raise InputError(f"{len(names)} inputs were given", expected="one")
+        raise InputError(f"{len(names)} inputs were given: {', '.join(names)}", expected="one", fix=reads.several)
     return (*(workspace.find(name, reads.kinds) for name in names), *further)
 
 
@@ -259,6 +261,9 @@ def recipe_of(stage: Stage[C], plan: Plan[C], parents: Sequence[Artifact], reads
     config = asdict(plan.config)  # type: ignore[call-overload]
     for name in (*stage.locations, *stage.presentation):
         config.pop(name, None)
+    for name, value in stage.unchanged_at.items():
+        if config[name] == value:
+            del config[name]
     return sha256_json(
         {
             "stage": stage.name,
@@ -369,7 +374,7 @@ def _work(
             world=options.world,
         )
         outcome = stage.run(job)
-        files = staging.records()
+        files = staging.records(outcome.sha256)
         Manifest(
             kind=plan.makes or stage.makes,
             stage=stage.name,

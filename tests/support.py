@@ -17,7 +17,7 @@ from unittest import mock
 from finectl.artifacts.files import write_atomic, write_json
 from finectl.artifacts.job import Job, Outcome, Plan, Stage
 from finectl.artifacts.kinds import KINDS
-from finectl.artifacts.store import Artifact, Workspace, open_artifact, verify_artifact
+from finectl.artifacts.store import Artifact, Workspace, open_artifact, verify_artifacts
 from finectl.cli.main import main
 from finectl.console import Console
 from finectl.runner import Result, RunOptions, run_stage
@@ -89,7 +89,7 @@ def finectl(*arguments: object, stdin: str = "", environment: Mapping[str, str] 
 def whole(path: Path) -> Artifact:
     """Open an artifact and hash all its files."""
     artifact = open_artifact(path)
-    verify_artifact(artifact)
+    verify_artifacts([artifact])
     return artifact
 
 
@@ -181,4 +181,26 @@ def tiny_vae(folder: Path, *, channels: int = 1, seed: int = 0, **config: Any) -
         **config,
     }
     AutoencoderKL(**options).save_pretrained(folder)
+    return folder
+
+
+def tiny_clip(folder: Path, *, seed: int = 0, width: int = 16, words: str = "abcdefg") -> Path:
+    """Write a CLIP text model and its tokenizer, as a diffusers pipeline holds them."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(seed)
+    tokens = [*words, *(f"{sign}</w>" for sign in words), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).rename(folder / "tokenizer" / name)
+    config = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=8, bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1,
+    )  # fmt: skip
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
     return folder

@@ -42,6 +42,7 @@ class Reads:
         many: Whether several may be given.
         named: Inputs that the configuration itself names; INPUT is not read then.
         also: Further inputs, each of one artifact that the configuration names; they come after the others.
+        several: What mends it when several are given and one is read.
     """
 
     role: str
@@ -49,6 +50,7 @@ class Reads:
     many: bool = False
     named: tuple[str, ...] = ()
     also: tuple[Reads, ...] = ()
+    several: str = ""
 
     def roles(self, count: int) -> list[str]:
         """Return the role of each of so many input artifacts."""
@@ -112,10 +114,18 @@ class Execution:
 
 @dataclass
 class Outcome:
-    """What a stage measured and what it cost (steps, samples, wall seconds); both go into the manifest."""
+    """What a stage measured and what it cost (steps, samples, wall seconds); both go into the manifest.
+
+    Args:
+        metrics: What was measured.
+        cost: What it cost.
+        sha256: Digests of files, by their paths in the artifact, that were found while they were written; the others
+            are read once more.
+    """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 class InterruptFlag:
@@ -215,6 +225,8 @@ class Stage(Generic[C]):
             there counts, by a fingerprint.
         presentation: Fields of the configuration that say how the result is shown or judged; they are no part of the
             recipe either.
+        unchanged_at: Fields that came with a later finectl, and the value of each at which the work is what it was
+            before: at it they are no part of the recipe, so that what was made then is found.
         prints: What stdout gets instead of the artifact's path, where the configuration asks for that.
         shares_work: Whether several processes share the work; otherwise the one that leads does it all.
         measure: What `--dry-run` measures beside the plan, such as the seconds of a step.
@@ -230,6 +242,7 @@ class Stage(Generic[C]):
     verdict: Callable[[C, Manifest], FinectlError | None] = lambda config, manifest: None
     locations: tuple[str, ...] = ("data",)
     presentation: tuple[str, ...] = ()
+    unchanged_at: Mapping[str, object] = field(default_factory=dict)
     prints: Callable[[C, Artifact], str | None] = lambda config, artifact: None
     shares_work: bool = False
     measure: Callable[[Plan[C], Sequence[Artifact], Execution], dict[str, Any]] | None = None
@@ -245,6 +258,8 @@ class InheritedData:
     bundled: bool
     skipped: int = 0
     vae: Mapping[str, Any] | None = None
+    captions: str = ""
+    text: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, artifact: Artifact) -> InheritedData | None:

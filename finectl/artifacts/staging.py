@@ -17,6 +17,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from finectl.artifacts.files import (
@@ -165,14 +166,20 @@ class Staging:
                 continue
             remove_tree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
-    def records(self) -> list[FileRecord]:
-        """Sync and hash every file that will be part of the artifact, in order of path."""
+    def records(self, known: Mapping[str, str] | None = None) -> list[FileRecord]:
+        """Sync and hash every file that will be part of the artifact, in order of path.
+
+        Args:
+            known: The SHA-256 of files, by path, that need not be read again.
+        """
         found = []
         for path in sorted(self.path.rglob("*")):
             relative = path.relative_to(self.path)
             if path.is_file() and not _is_bookkeeping(relative):
                 sync(path)
-                found.append(FileRecord(relative.as_posix(), path.stat().st_size, sha256_file(path)))
+                name = relative.as_posix()
+                digest = (known or {}).get(name) or sha256_file(path)
+                found.append(FileRecord(name, path.stat().st_size, digest))
         return found
 
     def publish(self, *, replace: bool = False) -> Path:

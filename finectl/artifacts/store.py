@@ -6,12 +6,12 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finectl.artifacts.files import path_inside, sha256_file
-from finectl.artifacts.kinds import KINDS
+from finectl.artifacts.kinds import KINDS, way_to
 from finectl.artifacts.manifest import NAME, Manifest, digest_of, read_manifest
 from finectl.artifacts.tensors import check_header
 from finectl.errors import FinectlError, InputError, UsageError
@@ -21,6 +21,7 @@ ENVIRONMENT_VARIABLE = "FINECTL_WORKSPACE"
 LATEST = "latest"
 REPLACED_SUFFIX = ".replaced"
 SHOWN_CHARACTERS = 300
+HASHED_AT_ONCE = 4
 REPLACEMENT_ATTEMPTS = 50
 REPLACEMENT_PAUSE_S = 0.02
 
@@ -101,7 +102,7 @@ def _open(path: Path, kinds: Sequence[str]) -> Artifact:
         raise InputError(
             f"{path} is of kind {artifact.kind!r}",
             expected=f"kind {' or '.join(repr(kind) for kind in kinds)}",
-            fix=KINDS[kinds[0]].made_by,
+            fix=way_to(kinds[0], artifact.kind, path),
         )
     for record in artifact.manifest.files:
         file = path_inside(path, record.path)
@@ -117,25 +118,53 @@ def _open(path: Path, kinds: Sequence[str]) -> Artifact:
     return artifact
 
 
-def verify_artifact(artifact: Artifact) -> None:
-    """Hash every file of an artifact again.
+def require_no_number(name: str) -> None:
+    """Check that an input is none of the numbers of an option's list that was written with spaces.
 
     Raises:
-        InputError: a file's content is not what the manifest says, or the manifest's digest is not that of its files.
+        InputError: it is.
     """
-    for record in artifact.manifest.files:
-        found = sha256_file(path_inside(artifact.path, record.path))
-        if found != record.sha256:
+    numbers = name.replace(" ", "").strip(",").split(",")
+    try:
+        list(map(float, numbers))
+    except ValueError:
+        return
+    if not Path(name).exists():
+        raise InputError(
+            f"{name!r} was read as an INPUT, and is a number",
+            expected="a path, kind/name, 'latest' or '-'",
+            fix="write the numbers of an option without spaces between them, such as 0.1,0.1,0.2,0.5",
+        )
+
+
+def verify_artifacts(artifacts: Sequence[Artifact], sha256: Callable[[Path], str] = sha256_file) -> None:
+    """Hash every file of artifacts again, several at a time.
+
+    Args:
+        artifacts: Open ones.
+        sha256: Returns the digest of a file; `remembered_sha256` reads no large file twice that did not change.
+
+    Raises:
+        InputError: a file's content is not what the manifest says, or a manifest's digest is not that of its files.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # which takes its time to import
+
+    records = [(artifact, record) for artifact in artifacts for record in artifact.manifest.files]
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        digests = pool.map(lambda item: sha256(path_inside(item[0].path, item[1].path)), records)
+        for (artifact, record), found in zip(records, digests, strict=True):
+            if found != record.sha256:
+                raise InputError(
+                    f"{artifact.path / record.path} is corrupt: its SHA-256 is {found[:16]}...",
+                    expected=f"{record.sha256[:16]}..., as the manifest says",
+                    fix=f"make it again with --force: {' '.join(artifact.manifest.command)}",
+                )
+    for artifact in artifacts:
+        if digest_of(artifact.manifest.files) != artifact.manifest.digest:
             raise InputError(
-                f"{artifact.path / record.path} is corrupt: its SHA-256 is {found[:16]}...",
-                expected=f"{record.sha256[:16]}..., as the manifest says",
+                f"the digest in {artifact.path / NAME} is not that of its files",
                 fix=f"make it again with --force: {' '.join(artifact.manifest.command)}",
             )
-    if digest_of(artifact.manifest.files) != artifact.manifest.digest:
-        raise InputError(
-            f"the digest in {artifact.path / NAME} is not that of its files",
-            fix=f"make it again with --force: {' '.join(artifact.manifest.command)}",
-        )
 
 
 def is_locked(directory: Path) -> bool:

@@ -41,7 +41,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Any 
     header = None if metadata is None else {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
     try:
         with staged(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             save_file(content, temporary, metadata=header)
+            temporary.chmod(mode)  # the library makes files that nobody else may read
     except Exception as error:
         if type(error).__module__.startswith("safetensors") and is_disk_full(error):
             raise disk_full(path) from error

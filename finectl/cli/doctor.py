@@ -74,7 +74,7 @@ def _machine(root: Path) -> dict[str, str]:
     if _version("torch"):
         import torch
 
-        from finectl.data.cache import cache_root
+        from finectl.artifacts.cache import cache_root
 
         count = torch.cuda.device_count()
         names = ", ".join(torch.cuda.get_device_name(index) for index in range(count)) or "none"

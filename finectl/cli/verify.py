@@ -19,7 +19,7 @@ def verify(inputs: opt.Inputs = None, workspace: opt.Workspace = None, json_outp
 
     Prints the path of every sound artifact. Damage is one error block each, and exit code 3.
     """
-    from finectl.artifacts.store import Artifact, Workspace, verify_artifact
+    from finectl.artifacts.store import Artifact, Workspace, verify_artifacts
     from finectl.console import Console
     from finectl.errors import FinectlError, InputError
     from finectl.runner import STDIN, read_stdin
@@ -33,7 +33,7 @@ def verify(inputs: opt.Inputs = None, workspace: opt.Workspace = None, json_outp
         try:
             if not isinstance(item, Artifact):
                 raise item[1]
-            verify_artifact(item)
+            verify_artifacts([item])
         except FinectlError as error:
             damaged += 1
             console.error(error)

@@ -1,13 +1,9 @@
-"""The cache of decoded images and of what is known about folders: `$FINECTL_CACHE`, else `~/.cache/finectl`. No torch.
-
-Everything in it can be made again: an entry that is missing, damaged or of another version counts as not there.
-"""
+"""Decoded images in the cache (`finectl.artifacts.cache`): their place, lock and writing. No torch."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -15,44 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
-from finectl.artifacts.files import is_disk_full, sha256_json, sync, write_atomic
+from finectl.artifacts.cache import VERSION, cache_root
+from finectl.artifacts.files import is_disk_full, sha256_json, sync
 from finectl.errors import FinectlError, OutputError, ResourceError
 
-VERSION = 1
 POLL_S = 0.1
 ELSEWHERE = "put the cache on another disk: FINECTL_CACHE=DIR"
-
-
-def cache_root() -> Path:
-    """Return the directory of the cache, which need not exist: `$FINECTL_CACHE`, or `finectl` in the user's cache."""
-    own = os.environ.get("FINECTL_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "finectl"
-
-
-def read_record(stamp: str) -> dict[str, Any] | None:
-    """Return what was written under a stamp by this version of finectl, or None."""
-    try:
-        record = json.loads(_record_file(stamp).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and record.get("version") == VERSION else None
-
-
-def write_record(stamp: str, record: dict[str, Any]) -> None:
-    """Keep a JSON value under a stamp; where the cache cannot be written it is found out again the next time."""
-    with contextlib.suppress(OSError, ResourceError):
-        path = _record_file(stamp)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({**record, "version": VERSION}, sort_keys=True).encode())
-
-
-def _record_file(stamp: str) -> Path:
-    return cache_root() / "listings" / f"{stamp}.json"
 
 
 def images_file(fingerprint: str, image_size: int, channels: int, resize_filter: str) -> Path:

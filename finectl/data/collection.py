@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
-from finectl.data.cache import read_record, write_record
+from finectl.artifacts.cache import read_record, write_record
 from finectl.data.sources import DataInfo, DataOptions, heldout_size
 from finectl.data.workers import in_order
 from finectl.errors import InputError, UsageError
@@ -135,6 +135,13 @@ def survey(collection: Collection, stamp: tuple[str, int], options: DataOptions)
     found = _scan(collection, options)
     remember(stamp[0], found)
     return found
+
+
+def readable_names(collection: Collection, options: DataOptions) -> tuple[str, ...]:
+    """Return the names of the images that a data set of the collection has, in their order."""
+    found = survey(collection, collection.stamp(), options)
+    left_out = {name for name, _ in found.content.faults}
+    return tuple(name for name in collection.names() if name not in left_out)
 
 
 def remember(stamp: str, found: Survey) -> None:

@@ -8,16 +8,13 @@ kept, see `finectl.data.pixels.to_8_bits`.
 from __future__ import annotations
 
 import io
-import json
-import posixpath
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from finectl.artifacts.cache import read_record, write_record
 from finectl.artifacts.files import sha256_json
 from finectl.data.archive import ZipImages
-from finectl.data.cache import read_record, write_record
 from finectl.data.collection import (
     Content,
     ContentBuilder,
@@ -31,23 +28,16 @@ from finectl.data.collection import (
     survey,
 )
 from finectl.data.folder import FolderImages, collection_at
+from finectl.data.prompts import read_prompts
+from finectl.data.shards import TarImages
 from finectl.data.sources import DataOptions
 from finectl.data.workers import in_order
-from finectl.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-METADATA = "metadata.jsonl"
-PROMPT_KEYS = ("text", "prompt", "caption")
-PROMPT_FILES = (
-    f'a {METADATA} with lines like {{"file_name": "0.png", "{PROMPT_KEYS[0]}": "a cat"}}, '
-    "or a text file beside each image (0.txt beside 0.png)"
-)
-SHOWN_CHARACTERS = 200
-
-Files: TypeAlias = FolderImages | ZipImages
+Files: TypeAlias = FolderImages | ZipImages | TarImages
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ def open_files(argument: str, options: DataOptions) -> ImageFiles:
     require_readable(collection.title, found.total, content.faults, options.skip_bad)
     left_out = {name for name, _ in content.faults}
     names = tuple(name for name in collection.names() if name not in left_out)
-    prompts = _read_prompts(collection, names)
+    prompts = read_prompts(collection, names)
     info = FilesInfo(
         name=f"folder:{argument}",
         fingerprint=content.fingerprint,
@@ -239,83 +229,3 @@ def _content_of(record: dict[str, Any] | None) -> Content | None:
         return Content(str(values["fingerprint"]), int(values["count"]), tuple(values["classes"]), faults)
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _read_prompts(collection: Files, names: Sequence[str]) -> tuple[str, ...] | None:
-    """Return every image's prompt, None when none has one.
-
-    Raises:
-        InputError: only some have one, or a file of prompts cannot be read.
-    """
-    found = _listed_prompts(collection, names)
-    if found is None:
-        found = _prompts_beside(collection, names)
-    if found is None:
-        return None
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(names)} images in {collection.title} have no prompt, such as {missing[0]}",
-            expected=f"a prompt for every image or for none: {PROMPT_FILES}",
-        )
-    return tuple(found[name] for name in names)
-
-
-def _listed_prompts(collection: Files, names: Sequence[str]) -> dict[str, str] | None:
-    """Return the prompts by the images' names, None when no metadata.jsonl holds a prompt."""
-    top = collection.top
-    folders = {""}
-    for name in names:
-        folder = posixpath.dirname(top + name)
-        while folder not in folders:
-            folders.add(folder)
-            folder = posixpath.dirname(folder)
-    found: dict[str, str] = {}
-    any_prompt = False
-    for folder in sorted(folders):
-        place = posixpath.join(folder, METADATA)
-        for where, file, prompt in _rows(collection, place):
-            any_prompt = True
-            name = posixpath.normpath(posixpath.join(folder, file)).removeprefix(top)
-            if found.setdefault(name, prompt) != prompt:
-                raise InputError(f"{where} gives {file} another prompt than a line before it", expected="one an image")
-    return found if any_prompt else None
-
-
-def _rows(collection: Files, place: str) -> Iterator[tuple[str, str, str]]:
-    """Yield where it stands, file name and prompt for every line of a metadata.jsonl that has a prompt."""
-    for number, line in enumerate((_text_at(collection, place) or "").split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {place} in {collection.title}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where} is no JSON: {error}", expected=PROMPT_FILES) from error
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise InputError(f"{where} has no file_name: {line[:SHOWN_CHARACTERS]}", expected=PROMPT_FILES)
-        prompt = next((row[key] for key in PROMPT_KEYS if row.get(key) is not None), "")
-        if not isinstance(prompt, str):
-            raise InputError(f"{where} has a prompt that is no text: {line[:SHOWN_CHARACTERS]}", expected=PROMPT_FILES)
-        if prompt.strip():
-            yield where, row["file_name"], prompt.strip()
-
-
-def _prompts_beside(collection: Files, names: Sequence[str]) -> dict[str, str] | None:
-    """Return the prompts by the images' names, None when no image has a text file."""
-    found: dict[str, str] = {}
-    for name in names:
-        text = _text_at(collection, f"{posixpath.splitext(collection.top + name)[0]}.txt")
-        if text is not None and text.strip():
-            found[name] = text.strip()
-    return found or None
-
-
-def _text_at(collection: Files, place: str) -> str | None:
-    """Return the content of a text file, None when it is not there."""
-    try:
-        content = collection.beside(place)
-        return None if content is None else content.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{place} in {collection.title} cannot be read: {reason}", expected="text in UTF-8") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -53,7 +54,8 @@ class Family:
 
     def merge(self, plan: MergePlan, *, models: Sequence[int] = (1, 2, 3), **options: Any) -> State:
         out = self.folder / "out.safetensors"
-        merge_files(self.paths[0], [self.paths[number] for number in models], plan, out, **options)
+        digest = merge_files(self.paths[0], [self.paths[number] for number in models], plan, out, **options)
+        assert digest == hashlib.sha256(out.read_bytes()).hexdigest(), "found while the file is written"
         return load_tensors(out)
 
     def reference(self, name: str, weights: Sequence[float]) -> torch.Tensor:

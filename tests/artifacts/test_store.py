@@ -12,7 +12,7 @@ from support import run_count, whole
 
 from finectl.artifacts.files import path_inside, sha256_file, sha256_json, staged, write_atomic
 from finectl.artifacts.manifest import FileRecord, digest_of, read_manifest
-from finectl.artifacts.store import Artifact, Workspace, open_artifact, verify_artifact
+from finectl.artifacts.store import Artifact, Workspace, open_artifact, verify_artifacts
 from finectl.errors import InputError, ResourceError, UsageError
 
 
@@ -135,7 +135,7 @@ def test_verify_sees_a_change_that_opening_does_not(tmp_path: Path) -> None:
     file.write_bytes(b"b" * file.stat().st_size)
     opened = open_artifact(artifact.path)
     with pytest.raises(InputError, match="is corrupt") as caught:
-        verify_artifact(opened)
+        verify_artifacts([opened])
     assert "--force" in caught.value.fix
 
 
@@ -144,7 +144,7 @@ def test_verify_sees_a_manifest_whose_digest_was_changed(tmp_path: Path) -> None
     path = artifact.path / "manifest.yaml"
     path.write_text(path.read_text().replace(artifact.manifest.digest, "f" * 64))
     with pytest.raises(InputError, match="is not that of its files"):
-        verify_artifact(open_artifact(artifact.path))
+        verify_artifacts([open_artifact(artifact.path)])
 
 
 @pytest.mark.parametrize("path", ["..", "a/../b", "/a", "", "a/../../b", "a\\b", "a\0b", "x" * 256])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,12 @@ def test_a_full_disk_as_the_library_reports_it(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ResourceError, match="no space left"):
         save_tensors(path, {"a": torch.zeros(1)})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640

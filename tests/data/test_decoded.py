@@ -21,7 +21,7 @@ from PIL import Image
 
 from finectl.console import Console
 from finectl.data import decoded, workers
-from finectl.data.cache import cache_root
+from finectl.artifacts.cache import cache_root
 from finectl.data.dataset import load
 from finectl.data.sources import DataOptions, describe
 from finectl.errors import InputError, Interrupted, OutputError, ResourceError

@@ -9,6 +9,7 @@ its weight, decides the order of the additions and so at most the last bits of a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -59,7 +60,7 @@ def merge_files(
     threads: int | None = None,
     check: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> str:
     """Write the merge of safetensors files into a new one, synced to the disk before it has its name.
 
     Floating-point tensors are added up in float32, in float64 where a file stores float64. Weights that ask for one
@@ -79,6 +80,9 @@ def merge_files(
         threads: How many stretches are worked on at a time; None: as many as there are cores, at most 4.
         check: Called between stretches; what it raises ends the merge, and no file is left.
         progress: Called between stretches with the bytes written so far and the bytes of all tensors.
+
+    Returns:
+        The SHA-256 of the new file, as 64 hexadecimal digits.
 
     Raises:
         UsageError: the plan does not fit the models, or a base is needed.
@@ -106,7 +110,8 @@ def merge_files(
                 handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
                 layout, header = _layout(reference.entries, code, metadata)
                 _write(handle, np.frombuffer(header, np.uint8), 0)
-                _Merge(reference, files, plan, layout, handle, finite).run(threads, check, progress)
+                merge = _Merge(reference, files, plan, layout, handle, finite, hashlib.sha256(header))
+                return merge.run(threads, check, progress)
             finally:
                 if handle >= 0:
                     os.close(handle)
@@ -178,22 +183,26 @@ class _Merge:
         layout: Mapping[str, Entry],
         handle: int,
         finite: bool,
+        digest: Any,
     ) -> None:
-        self._reference, self._models, self._plan = reference, models, plan
+        self._reference, self._models, self._plan, self._digest = reference, models, plan, digest
         self._layout, self._handle, self._finite = layout, handle, finite
         self._memory = _Memory()
 
     def run(
         self, threads: int | None, check: Callable[[], None] | None, progress: Callable[[int, int], None] | None
-    ) -> None:
-        """Work on all stretches; an error in one, or of a callback, ends it."""
+    ) -> str:
+        """Work on all stretches, and hash them in their order; an error in one, or of a callback, ends it."""
         total = sum(byte_count(entry.code, entry.count) for entry in self._layout.values())
         done = 0
-        waiting: deque[Future[int]] = deque()
+        waiting: deque[tuple[_Stretch, Future[int]]] = deque()
 
         def finish_one() -> None:
             nonlocal done
-            done += waiting.popleft().result()
+            stretch, future = waiting.popleft()
+            size = future.result()
+            self._digest.update(os.pread(self._handle, size, self._place(stretch)))
+            done += size
             if check:
                 check()
             if progress:
@@ -205,13 +214,19 @@ class _Merge:
             for stretch in self._stretches(pool):
                 for source in self._sources(stretch.name):
                     source.prefetch(stretch.name, stretch.first, stretch.count)
-                waiting.append(pool.submit(self._work, stretch))
+                waiting.append((stretch, pool.submit(self._work, stretch)))
                 if len(waiting) >= AHEAD:
                     finish_one()
             while waiting:
                 finish_one()
         finally:
             pool.shutdown(cancel_futures=True)
+        return str(self._digest.hexdigest())
+
+    def _place(self, stretch: _Stretch) -> int:
+        """Return where in the file a stretch lies."""
+        out = self._layout[stretch.name]
+        return out.start + byte_count(out.code, stretch.first)
 
     def _stretches(self, pool: ThreadPoolExecutor) -> Iterator[_Stretch]:
         """Cut the tensors; what TIES keeps of one is sought before its first stretch, which waits for it."""
@@ -265,7 +280,7 @@ class _Merge:
                     expected="finite numbers",
                     fix="smaller weights, or --dtype float32",
                 )
-        _write(self._handle, raw, out.start + byte_count(out.code, stretch.first))
+        _write(self._handle, raw, self._place(stretch))
         return raw.size
 
     def _stored(self, stretch: _Stretch, code: str) -> Bytes:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from finectl import hub
-from finectl.artifacts.files import sha256_file, sha256_json
-from finectl.data.cache import cache_root, read_record, write_record
+from finectl.artifacts.cache import cache_root, remembered_sha256
 from finectl.errors import FinectlError, InputError
 from finectl.metrics import METRICS
 
-SETTLED_NS = 2 * 10**9  # a file that changed just now may change again without a new time of change
 WITHOUT = "--metrics loss, and on the digits frechet and accuracy, need no file of weights"
 
 
@@ -112,19 +109,9 @@ def content_digest(path: Path) -> str:
         InputError: the file cannot be read.
     """
     try:
-        status = path.stat()
-        stamp = sha256_json(
-            ["file", str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        )
-        known = (read_record(stamp) or {}).get("sha256")
-        if isinstance(known, str):
-            return known
-        digest = sha256_file(path)
+        return remembered_sha256(path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS:
-        write_record(stamp, {"sha256": digest})
-    return digest
 
 
 def _served(name: str) -> str:

@@ -88,39 +88,6 @@ def test_it_is_fetched_into_the_cache_when_allowed(cache: Path, monkeypatch: pyt
     assert asked == [(WEIGHTS["lpips"].url, target, "7be5be79")]
 
 
-def old(path: Path, content: bytes) -> Path:
-    """Write a file that changed some time ago, as far as it says."""
-    path.write_bytes(content)
-    os.utime(path, ns=(10**18, 10**18))
-    return path
-
-
-def test_the_digest_is_the_files(tmp_path: Path) -> None:
-    path = tmp_path / "weights"
-    for content in (b"some", b"more", b""):
-        old(path, content)
-        assert content_digest(path) == hashlib.sha256(content).hexdigest(), "also when it changed just now"
-
-
-def test_the_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = old(tmp_path / "weights", b"some")
-    read: list[Path] = []
-
-    def counted(file: Path) -> str:
-        read.append(file)
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-
-    monkeypatch.setattr(weights, "sha256_file", counted)
-    monkeypatch.setattr(weights, "SETTLED_NS", 0)
-    first = content_digest(path)
-    assert content_digest(path) == first and len(read) == 1
-    (tmp_path / "link").symlink_to(path)
-    assert content_digest(tmp_path / "link") == first and len(read) == 1, "the file is the same"
-    time.sleep(0.02)  # the clock of the file system ticks every few milliseconds
-    old(path, b"else")  # same size, same time of change as far as the user can set it
-    assert content_digest(path) == hashlib.sha256(b"else").hexdigest()
-
-
 def test_an_unreadable_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):

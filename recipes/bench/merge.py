@@ -1,8 +1,9 @@
 """Time a merge of five checkpoints, warm and cold: finectl, mergekit, and reading five files and writing one.
 
-Every contestant is a process of its own, timed from its start to its end, in rounds that take them in turns. finectl
-and the floor sync what they write to the disk; mergekit does not. This process imports neither numpy nor torch: what a
-process holds when it starts another counts in the other's peak.
+Every contestant is a process of its own, timed from its start to its end, in rounds that take them in turns. finectl is
+`finectl merge --weights`, artifact, digests and all; inputs that it has not seen before ("first use") are hashed, too.
+finectl and the floor sync what they write to the disk; mergekit does not. This process imports neither numpy nor torch:
+what a process holds when it starts another counts in the other's peak.
 """
 
 from __future__ import annotations
@@ -23,50 +24,12 @@ from typing import Any
 from timing import paired_ratio, say
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4)
-WIDTH = 768
 UNIT = 1_000_000
+BLOCK_BYTES = 42_513_408  # of dit-b in float32
 AIMS = {"warm": {"mergekit": 0.12, "floor": 1.3}, "cold": {"mergekit": 0.4, "floor": 1.3}}
 MOST_MB = 150
-
-MAKE = """
-import json, sys
-from pathlib import Path
-import numpy as np
-from finectl.artifacts.merging.numbers import encode
-folder, megabytes, width, code = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-block = {"attn.qkv.weight": (3 * width, width), "attn.proj.weight": (width, width), "norm.weight": (width,),
-         "mlp.fc1.weight": (4 * width, width), "mlp.fc2.weight": (width, 4 * width), "norm.bias": (width,)}
-size, place, header, blocks = {"F32": 4, "BF16": 2}[code], 0, {}, 0
-while place < megabytes * 1_000_000:
-    for name, shape in block.items():
-        end = place + size * int(np.prod(shape))
-        header[f"blocks.{blocks:03d}.{name}"] = {"dtype": code, "shape": shape, "data_offsets": [place, end]}
-        place = end
-    blocks += 1
-text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-text += b" " * (-len(text) % 8)
-streams = [open(folder / f"{number}.safetensors", "wb") for number in range(5)]
-for stream in streams:
-    stream.write(len(text).to_bytes(8, "little") + text)
-for number, info in enumerate(header.values()):
-    rng = np.random.default_rng(number)
-    base = rng.standard_normal(info["shape"], dtype=np.float32) * np.float32(0.02)
-    for stream in streams:
-        stream.write(encode(base, code).tobytes())
-        base = base + rng.standard_normal(info["shape"], dtype=np.float32) * np.float32(0.001)
-print(place)
-"""
-
-# What `merge --weights` does, without the artifact. MERGE_COMMAND replaces it: {base} {models} {weights} {out}.
-MERGE = """
-import sys
-from pathlib import Path
-from finectl.artifacts.merging.engine import merge_files
-from finectl.artifacts.merging.plan import MergePlan
-base, *models, weights, out = sys.argv[1:]
-plan = MergePlan(tuple(map(float, weights.split(","))))
-merge_files(Path(base), list(map(Path, models)), plan, Path(out))
-"""
+MINE, FIRST = "finectl", "finectl, first use"
+FINECTL = [sys.executable, "-c", "from finectl.cli.main import entry_point; entry_point()"]
 
 FLOOR = """
 import os, sys
@@ -109,35 +72,51 @@ print(worst)
 """
 
 
+def make(folder: Path, megabytes: int, dtype: str) -> None:
+    """Make five models of one architecture as artifacts `0` to `4`; the first is theta_0."""
+    depth = max(1, round(megabytes * UNIT / BLOCK_BYTES))
+    for number in range(5):
+        out = folder / str(number)
+        whole = folder / "float32" if dtype == "bfloat16" else out
+        sizes = ["--model", "dit-b", "--depth", str(depth), "--data", "digits"]
+        finectl("init", "--method", "he", *sizes, "--seed", str(number), "--out", str(whole))
+        if whole != out:
+            halved = ["--method", "linear", "--weights", "1", "--output-dtype", dtype]
+            finectl("merge", str(whole), *halved, "--out", str(out))
+            shutil.rmtree(whole)
+
+
+def finectl(*arguments: str) -> None:
+    """Run finectl."""
+    subprocess.run([*FINECTL, *arguments, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+
+
+def weights_of(artifact: Path) -> str:
+    """Return the one file of weights."""
+    return str(artifact / "model.safetensors")
+
+
 def contestants(folder: Path, mergekit: str | None, dtype: str) -> dict[str, tuple[list[str], Path]]:
-    """Return the command of each contestant and the file that it writes."""
-    inputs = [str(folder / f"{number}.safetensors") for number in range(5)]
+    """Return the command of each contestant and what it writes."""
+    artifacts = [str(folder / str(number)) for number in range(5)]
+    inputs = [weights_of(folder / str(number)) for number in range(5)]
     weights = ",".join(map(str, WEIGHTS))
-    python = [sys.executable, "-c"]
-    outs = {name: folder / f"out-{name}.safetensors" for name in ("finectl", "floor")}
-    given = os.environ.get("MERGE_COMMAND")
-    if given:
-        values = {"base": inputs[0], "models": " ".join(inputs[1:]), "weights": weights, "out": outs["finectl"]}
-        merge = shlex.split(given.format(**values))
-    else:
-        merge = [*python, MERGE, *inputs, weights, str(outs["finectl"])]
-    found = {
-        "finectl": (merge, outs["finectl"]),
-        "floor": ([*python, FLOOR, *inputs, str(outs["floor"])], outs["floor"]),
-    }
+    outs = {name: folder / f"out-{name}" for name in (FIRST, MINE, "floor", "mergekit")}
+    merge = [*FINECTL, "merge", *artifacts[1:], "--base", artifacts[0], "--weights", weights, "--quiet", "--out"]
+    found = {name: ([*merge, str(outs[name])], outs[name]) for name in (FIRST, MINE)}
+    found["floor"] = ([sys.executable, "-c", FLOOR, *inputs, str(outs["floor"])], outs["floor"])
     if mergekit:
         recipe = folder / "mergekit.json"  # which is YAML, too
         models = [{"model": path, "parameters": {"weight": w}} for path, w in zip(inputs[1:], WEIGHTS, strict=True)]
         plan = {"merge_method": "task_arithmetic", "base_model": inputs[0], "models": models, "dtype": dtype}
         recipe.write_text(json.dumps(plan))
-        out = folder / "out-mergekit"
-        found["mergekit"] = ([mergekit, "--quiet", str(recipe), str(out)], out)
+        found["mergekit"] = ([mergekit, "--quiet", str(recipe), str(outs["mergekit"])], outs["mergekit"])
     return found
 
 
 def evict(folder: Path) -> None:
     """Drop the inputs from the system's cache."""
-    for path in folder.glob("?.safetensors"):
+    for path in folder.glob("?/model.safetensors"):
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -147,18 +126,20 @@ def evict(folder: Path) -> None:
 def warm(folder: Path) -> None:
     """Read the inputs, so that the system has them in its cache."""
     buffer = bytearray(1 << 24)
-    for path in folder.glob("?.safetensors"):
+    for path in folder.glob("?/model.safetensors"):
         with path.open("rb", buffering=0) as stream:
             while stream.readinto(buffer):
                 pass
 
 
-def measure(command: list[str], log: Path) -> dict[str, float]:
+def measure(command: list[str], log: Path, cache: Path) -> dict[str, float]:
     """Run a command; return its wall and processor seconds, and the peak of its resident memory in MB."""
     os.sync()  # nobody pays for what another left to be written
     with log.open("wb") as stream:
         start_s = time.perf_counter()
-        child = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        child = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=os.environ | {"HF_HUB_OFFLINE": "1", "FINECTL_CACHE": str(cache)}
+        )
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start_s
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -169,8 +150,8 @@ def measure(command: list[str], log: Path) -> dict[str, float]:
 
 def difference(folder: Path, out: Path) -> float:
     """Return the largest difference of a result from the sum in float64, over the first tensors."""
-    path = out if out.is_file() else next(iter(sorted(out.glob("*.safetensors"))))
-    inputs = [str(folder / f"{number}.safetensors") for number in range(5)]
+    path = next(iter(sorted(out.glob("*.safetensors"))))
+    inputs = [weights_of(folder / str(number)) for number in range(5)]
     command = [sys.executable, "-c", COMPARE, *inputs, ",".join(map(str, WEIGHTS)), str(path)]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
@@ -196,9 +177,8 @@ def main() -> int:
         )
     with tempfile.TemporaryDirectory(prefix="finectl-merge-") as place:
         folder = Path(place)
-        code = {"float32": "F32", "bfloat16": "BF16"}[options.dtype]
-        made = [sys.executable, "-c", MAKE, place, str(options.megabytes), str(WIDTH), code]
-        size = int(subprocess.run(made, check=True, stdout=subprocess.PIPE, text=True).stdout) / UNIT
+        make(folder, options.megabytes, options.dtype)
+        size = os.path.getsize(weights_of(folder / "0")) / UNIT
         results = race(folder, options.mergekit, options.dtype, options.rounds)
     say(f"five checkpoints of {size:,.0f} MB in {options.dtype}; median of {options.rounds} rounds")
     if not options.mergekit:
@@ -214,13 +194,18 @@ def race(folder: Path, mergekit: str | None, dtype: str, rounds: int) -> dict[st
     runners = contestants(folder, mergekit, dtype)
     results: dict[str, Any] = {state: {name: {"s": [], "cpu_s": [], "mb": []} for name in runners} for state in AIMS}
     results["difference"] = {}
+    command, out = runners[MINE]
+    measure(command, folder / "log", folder / "cache")  # the digests of the inputs are known from now on
+    remove(out)
     for number in range(rounds):
         for state in AIMS:
             order = list(runners) if number % 2 == 0 else list(reversed(runners))
             for name in order:
                 command, out = runners[name]
+                cache = folder / ("cache" if name == MINE else "empty")
+                shutil.rmtree(folder / "empty", ignore_errors=True)
                 warm(folder) if state == "warm" else evict(folder)
-                for what, value in measure(command, folder / "log").items():
+                for what, value in measure(command, folder / "log", cache).items():
                     results[state][name][what].append(value)
                 if name != "floor" and name not in results["difference"]:
                     results["difference"][name] = difference(folder, out)
@@ -235,7 +220,7 @@ def report(results: dict[str, Any]) -> bool:
     say("|---|---|--:|--:|--:|--:|--:|--:|")
     missed = False
     for state, aims in AIMS.items():
-        mine = results[state]["finectl"]
+        mine = results[state][MINE]
         missed |= max(mine["mb"]) > MOST_MB
         for name, one in results[state].items():
             ratio, aim = paired_ratio(mine["s"], one["s"]), aims.get(name)

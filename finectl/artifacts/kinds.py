@@ -27,5 +27,34 @@ KINDS: dict[str, Kind] = {
     "samples": Kind("generated images", "finectl sample"),
     "statistics": Kind("features of reference images, as evaluate measured them", "finectl evaluate"),
     "analysis": Kind("what fine-tuning did to experts or models", "finectl analyse"),
+    "prompts": Kind("concepts with their prompts and roles", "finectl gen-weights prompts"),
+    "pairs": Kind("images before and after each concept's edit", "finectl gen-weights pairs"),
+    "gan": Kind("a generator of edited images with its discriminator", "finectl gen-weights base"),
+    "weight-dataset": Kind("low-rank weights of many concepts", "finectl gen-weights collect"),
+    "weight-generator": Kind("a diffusion model of weights", "finectl gen-weights train"),
+    "lora": Kind("low-rank weights of one concept", "finectl gen-weights predict PROMPT"),
     "evaluation": Kind("measurements of one or several models", "finectl evaluate"),
 }
+BECOMES: dict[tuple[str, str], str] = {
+    ("condensed", "learngene"): "finectl extract {path}",
+    ("learngene", "model"): "finectl init {path} --depth 4",
+    ("model", "experts"): "finectl finetune-ranges {path}",
+    ("expert", "experts"): "the command that made it, without --only, makes the experts of all ranges",
+    ("expert", "model"): "put the experts of all ranges together (finectl finetune-ranges), then finectl merge",
+    ("experts", "model"): "finectl merge {path}",
+    ("export", "model"): "finectl convert {path}",
+    ("prompts", "pairs"): "finectl gen-weights pairs {path}",
+    ("pairs", "gan"): "finectl gen-weights base {path}",
+}
+"""Kind that is there, kind that is wanted -> how the one becomes the other."""
+
+
+def way_to(wanted: str, kind: str, path: object) -> str:
+    """Return how an artifact becomes one of the kind that is wanted, or else the command that makes such a one.
+
+    Args:
+        wanted: A kind of `KINDS`.
+        kind: That of the artifact.
+        path: The artifact.
+    """
+    return BECOMES.get((kind, wanted), KINDS[wanted].made_by).format(path=path)

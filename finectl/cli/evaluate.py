@@ -5,11 +5,13 @@ from __future__ import annotations
 from finectl.cli import groups
 from finectl.cli import options as opt
 from finectl.cli.command import stage_command
+from finectl.cli.ensemble import run
 
 
-@stage_command("finectl.stages.evaluate", groups.data)
+@stage_command("finectl.stages.evaluate", groups.data, groups.text, run=run)
 def evaluate(
     inputs: opt.Inputs = None,
+    ensemble: opt.EnsembleOf = None,
     metrics: opt.Metrics = None,
     reference: opt.Reference = None,
     images: opt.Images = None,

@@ -81,7 +81,8 @@ class Ranges:
         """
         from finectl.artifacts.store import Workspace
         from finectl.runner import find_parents, recipe_of
-        from finectl.stages.finetune_ranges import plan_all, plan_of_range
+        from finectl.stages.finetune_ranges.config import plan_all
+        from finectl.stages.finetune_ranges.expert import plan_of_range
 
         only, options, stage = call.values["only"], call.options, call.stage
         if only is not None and options.out is not None:
@@ -120,7 +121,7 @@ class Ranges:
     def collect(self) -> Result:
         """Put the experts together."""
         from finectl.runner import run_stage
-        from finectl.stages.finetune_ranges import collecting
+        from finectl.stages.finetune_ranges.collection import collecting
 
         config = self.call.stage.config(**{**self.call.config, "only": None})
         return run_stage(collecting(self.paths), config, [self.base], self.call.options, self.call.console)
@@ -215,7 +216,13 @@ def _print_plans(ranges: Ranges) -> None:
 
 
 @stage_command(
-    "finectl.stages.finetune_ranges", groups.data, groups.training, groups.optimiser, groups.training_run, run=run
+    "finectl.stages.finetune_ranges",
+    groups.data,
+    groups.training,
+    groups.optimiser,
+    groups.captions,
+    groups.training_run,
+    run=run,
 )
 def finetune_ranges(
     input: opt.Input = None,
@@ -226,6 +233,7 @@ def finetune_ranges(
     coin: opt.Coin = "batch",
     antithetic: opt.Antithetic = False,
     consistency: opt.ConsistencyWeight = 1.0,
+    teacher: opt.RangeTeacher = "frozen",
     projection: opt.Projection = "blocks",
     only: opt.OnlyRange = None,
     collect: opt.Collect = False,

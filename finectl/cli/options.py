@@ -11,10 +11,11 @@ import typer
 def _use_recipe(ctx: typer.Context, path: Path | None) -> Path | None:
     """Make the recipe's values the defaults of the options that the command line leaves out."""
     if path is not None and not ctx.resilient_parsing:
+        from finectl.cli.commands import section_of
         from finectl.cli.recipe import load_recipe
 
         known = [parameter.name for parameter in ctx.command.params if parameter.name]
-        ctx.default_map = load_recipe(path, ctx.info_name or "", known)
+        ctx.default_map = load_recipe(path, section_of(ctx.command_path), known)
     return path
 
 
@@ -100,6 +101,25 @@ Vae = Annotated[
     typer.Option("--vae", metavar="PATH|ID", help="Autoencoder, as diffusers stores it. [default: INPUT's, if any]"),
 ]
 
+TextEncoder = Annotated[
+    str | None,
+    typer.Option("--text-encoder", metavar="PATH|ID", help="CLIP's for a model of text, or hash. [default: INPUT's]"),
+]
+CaptionDropout = Annotated[
+    float | None,
+    typer.Option(
+        "--caption-dropout", min=0.0, max=1.0, help="How often a caption is left out in training. [default: 0.1]"
+    ),
+]
+PromptsFile = Annotated[
+    str | None,
+    typer.Option("--prompts", metavar="FILE", help="Prompts, one a line; - reads them from stdin."),
+]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="A prompt; may be repeated. [default: the held-out captions]"),
+]
+
 # What is built
 Model = Annotated[
     str | None,
@@ -153,7 +173,8 @@ ModelOrNone = Annotated[
     typer.Option(
         "--model",
         metavar="PRESET",
-        help="Build this preset instead of INPUT's shapes, where the method can; unet-nano, -cifar, -lsun: he only.",
+        help="Build this preset instead of INPUT's shapes, where the method can; unet-nano, -cifar, -lsun, -text-nano, "
+        "-sd14: he only.",
     ),
 ]
 Depth = Annotated[int | None, typer.Option("--depth", min=1, help="Number of layers. [default: the preset's]")]
@@ -328,6 +349,13 @@ KeepAt = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.")]
 
+EnsembleOf = Annotated[
+    str | None,
+    typer.Option(
+        "--ensemble", metavar="EXPERTS", help="Experts as one model, a timestep its own: a path, 'latest' or '-'."
+    ),
+]
+
 # How experts of timestep ranges are trained
 RangeCount = Annotated[
     int | None, typer.Option("--ranges", min=1, help="Number of equal timestep ranges, an expert each. [default: 4]")
@@ -348,6 +376,14 @@ Antithetic = Annotated[
 ConsistencyWeight = Annotated[
     float,
     typer.Option("--consistency", min=0.0, help="Weight of the distance from INPUT's predictions; 0: no teacher."),
+]
+RangeTeacher = Annotated[
+    Literal["frozen", "refreshed"],
+    typer.Option(
+        "--teacher",
+        help="INPUT throughout, as the paper has it; or refreshed from the expert's own EMA at each epoch, as the "
+        "released code does by mistake: for replication.",
+    ),
 ]
 Projection = Annotated[
     Literal["none", "blocks", "foldable"],

@@ -6,7 +6,8 @@
 
 A line is appended by one write and synced before the search goes on. Several writers on one file system share the
 file: the order of its lines decides who holds a claim, so that all read the same. A line that a crash cut off is
-skipped, and the next writer begins a new one.
+skipped, and the next writer begins a new one. Where a search says by what protocol it measures, each line names it, and
+a file with lines of another is refused: their values cannot be compared.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from finectl.artifacts.files import disk_full, is_disk_full, sync
-from finectl.errors import OutputError
+from finectl.errors import InputError, OutputError
 from finectl.search.base import Ask, Measured
 
 NAME = "search.jsonl"
@@ -38,6 +39,7 @@ class Journal:
         path: The file; it need not exist.
         timeout_s: Seconds after which a claim no longer counts, much longer than a measurement takes and than the
             clocks of the machines differ.
+        protocol: What decides a value beside candidate, samples and noise, as a digest; "" where that is one anyway.
         owner: Who writes: `host:pid:token`; this process if None.
         clock: Seconds since 1970.
     """
@@ -47,11 +49,13 @@ class Journal:
         path: Path,
         *,
         timeout_s: float = CLAIM_TIMEOUT_S,
+        protocol: str = "",
         owner: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
         self.timeout_s = timeout_s
+        self.protocol = protocol
         self.owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._clock = clock
         self._offset = 0
@@ -60,7 +64,11 @@ class Journal:
         self._holders: dict[Ask, tuple[str, float]] = {}
 
     def history(self) -> list[Measured]:
-        """Return everything measured so far, by whomever, in order of the file."""
+        """Return everything measured so far, by whomever, in order of the file.
+
+        Raises:
+            InputError: the file holds measurements of another protocol.
+        """
         self._read()
         return list(self._history)
 
@@ -103,7 +111,9 @@ class Journal:
         return owner if self._clock() - since <= self.timeout_s else None
 
     def _write(self, entry: dict[str, Any], *, owner: str | None = None) -> None:
-        line = json.dumps({**entry, "owner": owner or self.owner, "time": self._clock()}, allow_nan=False) + "\n"
+        who = {"owner": owner or self.owner, "time": self._clock()}
+        how = {"protocol": self.protocol} if self.protocol else {}
+        line = json.dumps({**entry, **who, **how}, allow_nan=False) + "\n"
         try:
             is_new = not self.path.exists()
             handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -153,6 +163,12 @@ class Journal:
         kind = next(kind for kind in ("candidate", "claim", "release", "") if not kind or kind in entry)
         ask = Ask(tuple(map(float, entry[kind])), int(entry["samples"]), int(entry["noise"]))
         owner, moment = str(entry["owner"]), float(entry["time"])
+        if entry.get("protocol", self.protocol) != self.protocol:
+            raise InputError(
+                f"{self.path} is the journal of another search: its models, data, objective or sampling differ",
+                expected="measurements that can be compared",
+                fix="name another file with --journal",
+            )
         held_by, since = self._holders.get(ask, ("", -math.inf))
         if kind == "candidate":
             value = math.nan if entry["value"] is None else float(entry["value"])

@@ -1,15 +1,19 @@
-"""Training towards the data and towards what a frozen teacher predicts, on the same noisy images."""
+"""Training towards the data and towards what a teacher predicts, on the same noisy images."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from finectl.diffusion.losses import Denoiser, output_loss
 from finectl.diffusion.schedule import NoiseSchedule
-from finectl.errors import ComputationError
+from finectl.errors import ComputationError, InputError
+from finectl.training.distributed import whole
+from finectl.training.run import StatefulLoss
+from finectl.training.step import Ema
 
 
 class Consistency:
@@ -54,6 +58,48 @@ class Consistency:
                 expected=self._checksum[:16],
                 fix="run again with --no-resume; if it comes again, it is a bug in finectl",
             )
+
+
+class RefreshedConsistency(Consistency, StatefulLoss):
+    """The same with a teacher that becomes, at the start of each epoch after the first, the student's moving average.
+
+    The average is taken without channel projections, which the teacher has none of. The released code of the method
+    does so by mistake, in the process that leads; here all processes do. It is for replication: the paper's teacher is
+    frozen, and the student is then held to a past of itself that drifts, with its projections left out.
+
+    Args:
+        teacher: As for `Consistency`; the weights of the first epoch.
+        weight: Of the distance, above 0.
+        epoch: Updates of an epoch, at least 1.
+    """
+
+    def __init__(self, teacher: nn.Module, weight: float, epoch: int) -> None:
+        super().__init__(teacher, weight)
+        self.epoch = epoch
+
+    def begin(self, step: int, ema: Ema) -> None:
+        """Take the average over at the first step of an epoch."""
+        if step and step % self.epoch == 0:
+            self.load_state_dict(whole(ema.state_dict()))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the teacher's weights."""
+        return {name: parameter.detach() for name, parameter in self.teacher.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put weights in the teacher; what else there is, such as projections, is left out.
+
+        Raises:
+            InputError: one is missing, or has another shape.
+        """
+        for name, parameter in self.teacher.named_parameters():
+            if name not in state or state[name].shape != parameter.shape:
+                raise InputError(
+                    f"the saved state has no teacher's {name!r} of shape {tuple(parameter.shape)}",
+                    fix="drop it: run the same command with --no-resume",
+                )
+            parameter.data.copy_(state[name])
+        self._checksum = checksum(self.teacher)
 
 
 def checksum(model: nn.Module) -> str:

@@ -137,7 +137,7 @@ def _train(job: Job[Any], run: Run, heldout: Callable[[Denoiser], float] | None)
     """Go from the saved state to the last step, with one return to it when a loss is not finite."""
     failure: NotFinite | None = None
     while True:
-        position = load_state(job.state, run.model, run.ema, run.optimizer, run.tasks)
+        position = load_state(job.state, run.model, run.ema, run.optimizer, run.tasks, run.loss)
         try:
             _steps(job, run, position, heldout, failure)
             return position
@@ -274,7 +274,7 @@ class Course:
         self.log.sync()
         run = self.run
         leads = self.job.world.leads
-        save_state(self.job.state, self.position, run.model, run.ema, run.optimizer, run.tasks, leads=leads)
+        save_state(self.job.state, self.position, run.model, run.ema, run.optimizer, run.tasks, run.loss, leads=leads)
         self.clock.saved()
 
 

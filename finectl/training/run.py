@@ -5,7 +5,8 @@ Reference: Ho et al., arXiv 2006.11239, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +46,31 @@ class Loss(Protocol):
             t: (B,), int64 timesteps.
             noise: (B, C, H, W), standard normal.
             step: Updates done so far.
+        """
+
+
+class StatefulLoss(ABC):
+    """A loss that depends on what training did before; its state is saved and put back with the model's."""
+
+    @abstractmethod
+    def begin(self, step: int, ema: Ema) -> None:
+        """Take notice of a step before any part of its batch is computed; every process calls it.
+
+        Args:
+            step: Updates done so far.
+            ema: The moving average after them.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what later steps depend on, by name, whole in every process."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` returned, bit for bit.
+
+        Raises:
+            InputError: it is the state of another loss.
         """
 
 
@@ -192,6 +218,8 @@ def train_step(run: Run, step: int) -> Tensor:
     settings, schedule, device = run.settings, run.schedule, run.arithmetic.device
     for group, base in zip(run.optimizer.param_groups, run.base_lrs, strict=True):
         group["lr"] = base * lr_factor(settings, step)
+    if isinstance(run.loss, StatefulLoss):
+        run.loss.begin(step, run.ema)
     parts = run.batches.get(step)
     random = generator_for("train", settings.seed, 0, step, device=device)
     shape = (settings.batch_size, *parts[0].x0.shape[1:])

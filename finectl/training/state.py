@@ -13,10 +13,12 @@ from finectl.artifacts.tensors import load_tensors, read_metadata, save_tensors
 from finectl.errors import InputError
 from finectl.training.distributed import copy_whole, like, whole
 from finectl.training.multitask.tasks import Tasks
+from finectl.training.run import Loss, StatefulLoss
 from finectl.training.step import Ema
 
 NAME = "training.safetensors"
 TASKS = "tasks/"
+LOSS = "loss/"
 
 
 @dataclass
@@ -43,6 +45,7 @@ def save_state(
     ema: Ema | None,
     optimizer: torch.optim.Optimizer,
     tasks: Tasks | None = None,
+    loss: Loss | None = None,
     *,
     leads: bool = True,
 ) -> None:
@@ -59,6 +62,8 @@ def save_state(
         tensors.update({f"ema/{name}": value for name, value in ema.state_dict().items()})
     if tasks is not None:
         tensors.update({f"{TASKS}{name}": value for name, value in tasks.state_dict().items()})
+    if isinstance(loss, StatefulLoss):
+        tensors.update({f"{LOSS}{name}": value for name, value in loss.state_dict().items()})
     for name, slots in _optimizer_slots(_trained(model, tasks), optimizer).items():
         tensors.update({f"optimizer/{slot}/{name}": value for slot, value in slots.items()})
     tensors = whole(tensors)
@@ -72,6 +77,7 @@ def load_state(
     ema: Ema | None,
     optimizer: torch.optim.Optimizer,
     tasks: Tasks | None = None,
+    loss: Loss | None = None,
 ) -> Position:
     """Put a saved state back; without one, leave everything as it is and return the start.
 
@@ -98,6 +104,8 @@ def load_state(
         ema.load_state_dict({n[len(prefix) :]: value for n, value in tensors.items() if n.startswith(prefix)})
     if tasks is not None:
         tasks.load_state_dict({n[len(TASKS) :]: value for n, value in tensors.items() if n.startswith(TASKS)})
+    if isinstance(loss, StatefulLoss):
+        loss.load_state_dict({n[len(LOSS) :]: value for n, value in tensors.items() if n.startswith(LOSS)})
     slots: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer/"):

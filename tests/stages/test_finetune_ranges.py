@@ -27,7 +27,8 @@ from finectl.models.ensemble import Ensemble
 from finectl.models.experts import expert_of, read_experts
 from finectl.models.io import load_model, read_config
 from finectl.runner import RunOptions, run_stage
-from finectl.stages.finetune_ranges import STAGE, collecting
+from finectl.stages.finetune_ranges import STAGE
+from finectl.stages.finetune_ranges.collection import collecting
 
 SHORT = ("--steps", 2, "--batch-size", 8, "--eval-every", 0)
 PAPERS = {
@@ -117,7 +118,7 @@ def test_where_links_do_not_reach_files_are_copied(made: Made, monkeypatch: pyte
         raise OSError(18, "Invalid cross-device link")
 
     before = weights(made.experts)
-    monkeypatch.setattr("finectl.stages.finetune_ranges.os.link", refuse)
+    monkeypatch.setattr("finectl.stages.finetune_ranges.collection.os.link", refuse)
     assert weights(finetune(made.model, *SHORT, "--collect", "--force").path) == before
 
 
@@ -169,6 +170,24 @@ def test_without_projections_the_architecture_stays(chain: Any) -> None:
     assert read_manifest(taught).cost["flops"] == plain * 4 // 3, "the teacher adds one forward pass to three"
 
 
+def test_a_teacher_refreshed_from_the_expert_and_what_was_made_without_that_option_is_found(made: Made) -> None:
+    frozen = read_manifest(made.experts)
+    assert frozen.config["teacher"] == "frozen"
+    for path in (made.experts, made.parts[0]):  # as a finectl without the option wrote it
+        manifest = yaml.safe_load((path / "manifest.yaml").read_text())
+        del manifest["config"]["teacher"]
+        (path / "manifest.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
+    assert finetune(made.model, *SHORT, "--teacher", "frozen").path == made.experts
+    assert finetune("--recipe", made.experts).path.resolve() == made.experts.resolve()
+    short = ("--steps", 5, "--batch-size", 512, "--eval-every", 0, "--ranges", 1)
+    ran = [finetune(made.model, *short, "--teacher", teacher).path for teacher in ("frozen", "refreshed")]
+    one, two = map(weights, ran)
+    assert one != two, "an epoch is 3 batches"
+    few = (*short[2:], "--steps", 3)
+    one, two = (weights(finetune(made.model, *few, "--teacher", t).path) for t in ("frozen", "refreshed"))
+    assert one == two, "the first epoch has the same teacher"
+
+
 def test_experts_of_another_model_or_of_other_ranges_are_refused(made: Made) -> None:
     config = STAGE.config(**{**read_manifest(made.experts).config})
 
@@ -186,6 +205,9 @@ def test_experts_of_another_model_or_of_other_ranges_are_refused(made: Made) -> 
     other = finetune(made.model, *SHORT, "--ranges", 2, "--only", 0).path
     with pytest.raises(InputError, match=r"borders \[0, 500, 1000\]"):
         collect(made.model, other, *parts[1:])
+    plain = finetune(made.model, *SHORT, "--projection", "none", "--only", 3).path
+    with pytest.raises(InputError, match="two architectures: projections blocks and None"):
+        collect(made.model, *parts[:3], plain)
     collect(made.model, *parts)
 
 
@@ -198,6 +220,7 @@ def test_experts_of_another_model_or_of_other_ranges_are_refused(made: Made) -> 
         (("--only", 1, "--collect"), "--collect does not go with --only"),
         (("--only", 1, "--out", "somewhere"), "--out does not go with --only"),
         (("--betas", "0.9"), "--betas"),
+        (("--teacher", "refreshed", "--consistency", 0), "there is no teacher"),
         (("--p", 1.5), "1.5"),
         (("--ranges", 2000), "2000 ranges"),
         (("--projection", "foldable"), ""),
@@ -300,6 +323,25 @@ def test_raw_weights_of_the_ensemble(made: Made) -> None:
     ensemble: Any = load_model(open_artifact(made.experts), "raw")
     state = load_tensors(made.parts[2] / "model.safetensors")
     assert all(torch.equal(value, state[name]) for name, value in ensemble.experts[2].state_dict().items())
+
+
+def test_ensemble_names_experts_by_an_option(made: Made) -> None:
+    few = ("--samples", 2, "--sampling-steps", 2)
+    samples = run_cli("sample", made.experts, *few).path
+    for named in ("latest", made.experts, f"experts/{made.experts.name}"):
+        again = run_cli("sample", "--ensemble", named, *few)
+        assert again.path.resolve() == samples.resolve() and "already there" in again.err
+    assert run_cli("sample", "--ensemble", "-", *few, stdin=f"{made.experts}\n").path.resolve() == samples.resolve()
+    measured = ("--metrics", "loss", "--draws", 1)
+    table = run_cli("evaluate", made.model, "--ensemble", "latest", *measured).path
+    digests = [read_manifest(path).digest for path in (made.model, made.experts)]
+    assert [parent.digest for parent in read_manifest(table).parents] == digests
+    assert run_cli("evaluate", made.model, made.experts, *measured).path == table
+    both = run_cli("sample", made.model, "--ensemble", made.experts)
+    assert both.code == EXIT_USAGE and "one of them" in both.err and both.out == ""
+    for wrong in (made.model, made.parts[0], "experts/none"):
+        ran = run_cli("sample", "--ensemble", wrong)
+        assert ran.code == EXIT_INPUT and ran.out == "" and "error: " in ran.err, ran.err
 
 
 def test_experts_are_sampled_measured_listed_shown_and_verified(made: Made) -> None:

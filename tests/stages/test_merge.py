@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import CHEAP, Family
 from support import run_cli, weights
 from torch import Tensor
 
@@ -21,32 +20,10 @@ from finectl.errors import EXIT_INPUT, EXIT_USAGE
 from finectl.models.candidates import Candidates
 from finectl.models.io import load_model, load_weights, read_config
 
-SHORT = ("--steps", 3, "--batch-size", 8, "--lr", 0.01, "--eval-every", 0)
-CHEAP = ("--search-samples", 24, "--sampling-steps", 3, "--grid-step", 0.5)
-
-
-@dataclass(frozen=True)
-class Family:
-    """theta_0 and the experts of two ranges, with projections, and two models that were fine-tuned from it plainly."""
-
-    root: Path
-    base: Path
-    experts: Path
-    models: tuple[Path, Path]
-
-    def merge(self, *arguments: object) -> Any:
-        return run_cli("merge", *arguments, "--workspace", self.root)
-
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
-    root = tmp_path_factory.mktemp("merge")
-    place = ("--workspace", root)
-    start = run_cli("init", "--method", "he", "--model", "dit-nano", "--depth", 2, *place).path
-    base = run_cli("train", start, *SHORT, *place).path
-    experts = run_cli("finetune-ranges", base, "--ranges", 2, *SHORT, *place).path
-    models = tuple(run_cli("train", base, *SHORT, "--seed", seed, *place).path for seed in (1, 2))
-    yield Family(root, base, experts, models)  # type: ignore[arg-type]
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family.made(tmp_path_factory.mktemp("merge"))
 
 
 def state(path: Path) -> dict[str, Tensor]:

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from fitting import CONFIG, images, run, same, settings
+from fitting import CONFIG, images, job, run, same, settings
 from torch import Tensor, nn
 
+from finectl.adapters.projection import add_projections, identity_state
 from finectl.diffusion.losses import denoising_loss
 from finectl.diffusion.schedule import NoiseSchedule
-from finectl.errors import ComputationError, UsageError
+from finectl.errors import ComputationError, InputError, Interrupted, UsageError
 from finectl.models.dit import DiT
 from finectl.models.io import build_model
 from finectl.models.unet_config import UNetConfig
-from finectl.training.consistency import Consistency, checksum
+from finectl.training.consistency import Consistency, RefreshedConsistency, checksum
 from finectl.training.flops import count_forward
+from finectl.training.loop import fit
 from finectl.training.settings import USUAL_BETAS, parse_betas, settled_betas
 from finectl.training.step import ema_decay, make_optimizer
 from finectl.training.timesteps import RangeTimesteps
@@ -90,6 +92,23 @@ def test_the_loss_is_both_errors_on_the_same_noisy_images(kind: str, weight: flo
     assert not teacher.training
 
 
+@pytest.mark.parametrize("p", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_both_networks_see_every_image_once_wherever_its_timestep_falls(p: float, parts: int, tmp_path: Path) -> None:
+    seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+    nets = {"student": network(DENSE, 0), "teacher": network(DENSE, 1)}
+    for name, net in nets.items():
+        net.register_forward_hook(lambda _, inputs, __, name=name: seen[name].append(inputs[1].clone()))
+    fit(
+        job(tmp_path, accumulate=parts), nets["student"], images(), settings(eval_every=0),
+        loss=Consistency(nets["teacher"]), timesteps=RangeTimesteps(250, 500, p, "sample", antithetic=True),
+    )  # fmt: skip
+    ours, theirs = seen["student"], seen["teacher"]
+    assert [len(t) for t in ours] == [8 // parts] * (10 * parts)
+    assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
+    assert bool((torch.cat(ours) < 250).any()) == (p > 0)
+
+
 def test_a_student_that_is_the_teacher_has_the_plain_loss() -> None:
     student, teacher = network(DENSE, 0), network(DENSE, 0)
     schedule = NoiseSchedule.of(DENSE)
@@ -124,11 +143,6 @@ def test_a_teacher_that_changed_is_an_error() -> None:
 
 
 def test_a_run_with_a_teacher_and_a_range_resumes_bit_for_bit(tmp_path: Path) -> None:
-    from fitting import job
-
-    from finectl.errors import Interrupted
-    from finectl.training.loop import fit
-
     changed = settings(ema=0.9999, ema_power=0.75, betas="0.95,0.999", clip_grad=1.0, eval_every=0)
     timesteps = RangeTimesteps(250, 500, 0.4, antithetic=True)
 
@@ -142,6 +156,77 @@ def test_a_run_with_a_teacher_and_a_range_resumes_bit_for_bit(tmp_path: Path) ->
         go(tmp_path / "broken", stop_after=4)
     resumed = go(tmp_path / "broken")
     assert same(whole.state, resumed.state) and same(whole.ema, resumed.ema)
+
+
+@pytest.mark.parametrize("config", [DENSE, add_projections(DENSE, "blocks")], ids=["plain", "projected"])
+def test_a_refreshed_teacher_is_the_average_at_the_start_of_its_epoch(config: Any, tmp_path: Path) -> None:
+    seen: dict[int, dict[str, Tensor]] = {}
+    averages: dict[int, dict[str, Tensor]] = {}
+
+    class Watched(RefreshedConsistency):
+        def begin(self, step: int, ema: Any) -> None:
+            averages[step] = {name: value.clone() for name, value in ema.state_dict().items()}
+            super().begin(step, ema)
+
+        def __call__(self, *arguments: Any, step: int) -> Tensor:
+            seen[step] = {name: value.clone() for name, value in self.state_dict().items()}
+            return super().__call__(*arguments, step=step)
+
+    start = network(DENSE, 1)
+    student = build_model(config)
+    student.load_state_dict({**identity_state(config), **start.state_dict()})
+    loss = Watched(network(DENSE, 1), 1.0, epoch=4)
+    run(tmp_path, start=student, loss=loss)
+    for step in range(10):
+        wanted = averages[step // 4 * 4] if step >= 4 else dict(start.named_parameters())
+        assert all(torch.equal(value, wanted[name]) for name, value in seen[step].items()), step
+        assert set(seen[step]) == set(dict(start.named_parameters())), "projections are left out"
+    assert not same(seen[3], seen[4]) and not same(seen[7], seen[8])
+    loss.require_unchanged()
+    next(loss.teacher.parameters()).data.view(-1)[0] += 1e-6
+    with pytest.raises(ComputationError, match="teacher changed"):
+        loss.require_unchanged()
+
+
+def test_an_epoch_begins_once_whatever_the_parts_of_a_batch(tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+
+    class Watched(RefreshedConsistency):
+        def begin(self, step: int, ema: Any) -> None:
+            calls.append(("begin", step))
+            super().begin(step, ema)
+
+        def __call__(self, *arguments: Any, step: int) -> Tensor:
+            calls.append(("part", step))
+            return super().__call__(*arguments, step=step)
+
+    loss = Watched(network(DENSE, 1), 1.0, epoch=3)
+    run(tmp_path, start=network(DENSE, 1), loss=loss, execution={"accumulate": 2}, eval_every=0)
+    assert calls == [(what, step) for step in range(10) for what in ("begin", "part", "part")]
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 4, 5, 8])
+def test_a_run_with_a_refreshed_teacher_resumes_bit_for_bit(stop_after: int, tmp_path: Path) -> None:
+    def go(where: Path, stop: int = 0, epoch: int = 3) -> Any:
+        loss = RefreshedConsistency(network(DENSE, 1), 1.0, epoch)
+        try:
+            return run(where, stop, start=network(DENSE, 1), loss=loss, eval_every=0)
+        finally:
+            loss.require_unchanged()
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        go(tmp_path / "broken", stop_after)
+    resumed = go(tmp_path / "broken")
+    assert same(whole.state, resumed.state) and same(whole.ema, resumed.ema)
+    assert not same(whole.state, go(tmp_path / "frozen", epoch=99).state), "the teacher plays a part"
+
+
+def test_a_state_without_a_teacher_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, 4, start=network(DENSE, 1), loss=Consistency(network(DENSE, 1)))
+    with pytest.raises(InputError, match="no teacher's"):
+        run(tmp_path, start=network(DENSE, 1), loss=RefreshedConsistency(network(DENSE, 1), 1.0, 3))
 
 
 def test_the_decay_of_the_average_rises_to_its_largest() -> None:

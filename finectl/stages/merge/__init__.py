@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from finectl.artifacts.files import write_json
@@ -24,6 +23,7 @@ from finectl.models.parts import Parts, missing_projections
 from finectl.stages.merge.config import Config, parse_weights
 from finectl.stages.merge.parts import tensor_weights
 from finectl.stages.merge.setup import resolve_search, without_search
+from finectl.training.text_settings import unchanged
 
 EXPERTS = "experts"
 
@@ -35,7 +35,8 @@ def reads(config: Config) -> Reads:
         return Reads("model", ("model",), many=True, also=(base,))
     if config.method == "linear":
         return Reads("model", ("model",), many=True)
-    return Reads(EXPERTS, (EXPERTS,))
+    several = "models that are no experts are merged around --base MODEL, or without one by --method linear"
+    return Reads(EXPERTS, (EXPERTS,), several=several)
 
 
 def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
@@ -63,8 +64,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     tensor_weights(config, parts)  # a block that does not exist is an error here
     if config.block_weights is not None and config.weights is None:
         raise UsageError("--block-weights without --weights", expected="--weights for all other blocks")
-    if config.fold and parts.config.projections == "none":
-        raise UsageError("--fold: the models have no projections", fix="leave --fold out")
+    if config.fold:
+        require_foldable(parts)
     if config.weights is not None:
         weights = parse_weights(config.weights, parts.count)
         resolved = without_search(replace(resolved, weights=",".join(f"{weight:g}" for weight in weights)))
@@ -79,6 +80,23 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         summary={"models": parts.count, **summary, "disk_bytes": bytes_written},
         notes=notes,
     )
+
+
+def require_foldable(parts: Parts) -> None:
+    """Check that there is something to fold.
+
+    Raises:
+        UsageError: the models have no projections, or none that a convolution can take.
+    """
+    places = parts.config.places
+    if not places:
+        raise UsageError("--fold: the models have no projections", fix="leave --fold out")
+    if not any(place.convolutions for place in places):
+        raise UsageError(
+            f"--fold: no projection of these models can be folded; that of {places[0].where}: {places[0].reason}",
+            expected="models with projections behind up blocks that end in a convolution",
+            fix="leave --fold out: the projections stay as layers",
+        )
 
 
 def run(job: Job[Config]) -> Outcome:
@@ -98,18 +116,19 @@ def run(job: Job[Config]) -> Outcome:
         from finectl.stages.merge.searching import search
 
         weights, found = search(job, parts)
-    kept = write(job, parts, weights)
+    digest = write(job, parts, weights)
+    metrics = {"weights": list(weights), "method": config.method, **found}
+    known = {FILES["raw"]: digest}
+    if config.fold:
+        metrics["projections_kept"], known = fold(job, parts), {}
+    else:
+        write_json(job.directory / CONFIG, parts.config.to_dict())
     # No training: images that candidates generate are no images that a model has seen.
-    metrics = {"weights": list(weights), "method": config.method, **kept, **found}
-    return Outcome(metrics=metrics, cost={"steps": 0, "samples": 0})
+    return Outcome(metrics=metrics, cost={"steps": 0, "samples": 0}, sha256=known)
 
 
-def write(job: Job[Config], parts: Parts, weights: Sequence[float]) -> dict[str, Any]:
-    """Write the merged model's weights and architecture; fold projections where that was asked for.
-
-    Returns:
-        What became of projections, for the manifest.
-    """
+def write(job: Job[Config], parts: Parts, weights: Sequence[float]) -> str:
+    """Write the merged weights and return the SHA-256 of their file."""
     from finectl.artifacts.merging.engine import merge_files
     from finectl.artifacts.merging.plan import MergePlan
 
@@ -126,7 +145,7 @@ def write(job: Job[Config], parts: Parts, weights: Sequence[float]) -> dict[str,
             progress.advance(megabytes * written // max(total, 1) - done)
             done = megabytes * written // max(total, 1)
 
-        merge_files(
+        return merge_files(
             parts.base,
             parts.files,
             plan,
@@ -137,23 +156,20 @@ def write(job: Job[Config], parts: Parts, weights: Sequence[float]) -> dict[str,
             check=job.stop_if_requested,
             progress=advance,
         )
-    if not config.fold:
-        write_json(job.directory / CONFIG, parts.config.to_dict())
-        return {}
-    return fold(job, parts, out)
 
 
-def fold(job: Job[Config], parts: Parts, path: Path) -> dict[str, Any]:
-    """Fold projections into neighbouring convolutions, as far as that is exact."""
+def fold(job: Job[Config], parts: Parts) -> list[str]:
+    """Fold projections into neighbouring convolutions, as far as that is exact; return where others stay as layers."""
     from finectl.adapters.fold import fold as fold_state
     from finectl.artifacts.tensors import load_tensors, save_tensors
 
+    path = job.directory / FILES["raw"]
     folded = fold_state(parts.config, load_tensors(path))
     save_tensors(path, folded.state)
     write_json(job.directory / CONFIG, folded.config.to_dict())
     for where, reason in folded.kept.items():
         job.console.note(f"the projection behind {where} stays as a layer: {reason}")
-    return {"projections_kept": list(folded.kept)}
+    return list(folded.kept)
 
 
 STAGE = Stage(
@@ -164,5 +180,6 @@ STAGE = Stage(
     reads=reads,
     plan=plan,
     run=run,
-    locations=("data", "base", "vae", "reference", "journal", "features_weights", "inception", "dino"),
+    locations=("data", "base", "vae", "reference", "journal", "features_weights", "inception", "dino", "text_encoder"),
+    unchanged_at=unchanged("text_digest"),
 )

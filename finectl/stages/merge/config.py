@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from finectl.errors import UsageError
 from finectl.training.settings import DataFields
+from finectl.training.text_settings import TextFields
 
 
 @dataclass(frozen=True)
-class Config(DataFields):
+class Config(DataFields, TextFields):
     """The options of `finectl merge`; None is a default that depends on the input or the data."""
 
     base: str | None
@@ -51,16 +52,22 @@ def parse_weights(text: str, count: int, option: str = "--weights") -> tuple[flo
         UsageError: they are not as many numbers.
     """
     parts = [part.strip() for part in text.split(",")]
+    sign = "=" if " " in option else " "  # --block-weights BLOCK
+    equal = f"for equal shares: {option}{sign}{','.join([f'{1 / count:.3g}'] * count)}"
     try:
         weights = tuple(float(part) for part in parts)
     except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no list of numbers", expected="such as 0.1,0.1,0.2,0.5") from error
+        raise UsageError(
+            f"{option} {text!r} is no list of numbers", expected="numbers with commas between", fix=equal
+        ) from error
     if not all(map(math.isfinite, weights)):
-        raise UsageError(f"{option} {text!r} has a number that is not finite")
+        raise UsageError(f"{option} {text!r} has a number that is not finite", expected="finite numbers", fix=equal)
     if len(weights) != count:
         raise UsageError(
-            f"{option} has {len(weights)} numbers, and there are {count} models to merge",
+            f"{option} has {len(weights)} number{'' if len(weights) == 1 else 's'}, and there are {count} models to "
+            "merge",
             expected=f"{count} numbers, in the order of the models",
+            fix=equal,
         )
     return weights
 

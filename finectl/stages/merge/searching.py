@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from finectl.artifacts.files import sha256_json
 from finectl.artifacts.job import Job
 from finectl.artifacts.tensors import load_tensors
-from finectl.data.dataset import load
+from finectl.data.captions import NONE
+from finectl.data.dataset import ImageSet, load
+from finectl.data.sources import DataInfo
 from finectl.metrics.features import FeatureOptions
 from finectl.metrics.measured import Measured as Value
 from finectl.metrics.measuring import Measuring
 from finectl.metrics.objective import Objective
 from finectl.models.candidates import Candidates
-from finectl.models.io import build_model, require_class_conditional
+from finectl.models.io import build_model, read_config
 from finectl.models.parts import Parts
+from finectl.models.unet import condition
 from finectl.models.vae import load_vae
 from finectl.search.base import Ask, Measured
 from finectl.search.final import FRESH, winner
@@ -33,8 +37,15 @@ from finectl.stages.merge.config import Config
 from finectl.stages.merge.setup import strategy
 from finectl.training.device import resolve_device
 from finectl.training.settings import data_options
+from finectl.training.texts import Captions, Prompts, conditioned
 
 JOURNAL = "search.jsonl"
+NOT_MEASURED = {
+    *("weights", "block_weights", "density", "output_dtype", "fold", "ranges"),
+    *("grid_step", "grid_min", "grid_max", "max_candidates", "search", "search_samples", "rescored", "journal"),
+    *("data", "base", "vae", "reference", "features_weights", "inception", "dino", "text_encoder"),
+}
+"""Options that do not change what a candidate's measurement gives: what is asked and written, and where files lie."""
 
 
 def search(job: Job[Config], parts: Parts) -> tuple[tuple[float, ...], dict[str, Any]]:
@@ -73,12 +84,15 @@ class Run:
         self.job, self.parts = job, parts
         self.device = resolve_device(job.execution.device, job.world.local_rank)
         source = job.parents[0]
-        model = require_class_conditional(source)
+        model = read_config(source)
         options = data_options(config, job)
         train, heldout = (load(config.data or "", part, config.image_size, options) for part in ("train", "heldout"))
-        features = FeatureOptions.of(config)
-        self.objective = Objective.of(config.objective, model, train.info, features, config.reference, options)
+        features, still = FeatureOptions.of(config), replace(options, captions=NONE)
+        self.objective = Objective.of(config.objective, model, train.info, features, config.reference, still)
         self.sign = self.objective.sign
+        self.candidates = self._load()
+        prompts = self._prompts(heldout)
+        (heldout,) = conditioned(job, [self.candidates.model], heldout)
         self.measuring = Measuring(
             self.objective,
             {"scheduler": config.scheduler, "sampling_steps": config.sampling_steps, "guidance": config.guidance},
@@ -91,8 +105,8 @@ class Run:
             job.execution.dtype,
             job.execution.workers,
             self.stop_if_requested,
+            prompts,
         )
-        self.candidates = self._load()
         self.strategy = strategy(config, parts.count)
         job.state.mkdir(parents=True, exist_ok=True)
 
@@ -105,6 +119,13 @@ class Run:
         others = [load_tensors(path) for path in self.parts.files]
         return Candidates(build_model(self.parts.config), base, others, self.device)
 
+    def _prompts(self, heldout: ImageSet) -> Prompts | None:
+        """Return the held-out captions for models of text, None for others."""
+        data = self.job.data
+        if not isinstance(data, DataInfo) or data.text is None:
+            return None
+        return Prompts.of_captions(Captions.opened(self.job, heldout, data, self.device), heldout)
+
     def stop_if_requested(self) -> None:
         """Leave when a signal asked for it; what was measured is in the journal."""
         self.job.stop_if_requested(lambda: None)
@@ -112,7 +133,8 @@ class Run:
     def search(self) -> list[Measured]:
         """Measure what the strategy asks, and what others that share the journal do not."""
         _, most = self.strategy.candidates()
-        journal = Journal(Path(self.job.config.journal) if self.job.config.journal else self.job.state / JOURNAL)
+        path = Path(self.job.config.journal) if self.job.config.journal else self.job.state / JOURNAL
+        journal = Journal(path, protocol=self.protocol())
         rescored = self.job.config.rescored
         total, done = most + rescored, len(journal.history())
         with self.job.console.progress("candidates", total, unit="candidate", done=done) as progress:
@@ -124,6 +146,13 @@ class Run:
                 return self._signed(ask, value)
 
             return work(self.strategy, journal, measure, rescored=rescored)
+
+    def protocol(self) -> str:
+        """Return a digest of what decides a measurement, whatever strategy asks for it on whatever grid."""
+        job = self.job
+        config = {name: value for name, value in asdict(job.config).items() if name not in NOT_MEASURED}
+        data = job.data.fingerprint if job.data else None
+        return sha256_json([config, [parent.manifest.digest for parent in job.parents], data])
 
     def publish(self, history: Sequence[Measured]) -> None:
         """Write what was measured into the artifact, without who measured it and when."""
@@ -159,7 +188,10 @@ class Run:
     def _ensemble(self) -> Any:
         from finectl.models.ensemble import load_ensemble
 
-        return load_ensemble(self.job.parents[0]).to(self.device).eval()
+        ensemble = load_ensemble(self.job.parents[0])
+        if self.measuring.prompts is not None:
+            condition(ensemble, self.measuring.prompts.table, 0.0)
+        return ensemble.to(self.device).eval()
 
     def show(self, chosen: Measured, controls: Sequence[dict[str, Any]]) -> None:
         """Print the table."""

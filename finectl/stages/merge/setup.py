@@ -13,12 +13,13 @@ from finectl.errors import UsageError
 from finectl.metrics.features import FeatureOptions
 from finectl.metrics.objective import Objective
 from finectl.models.autoencoder import find_autoencoder
-from finectl.models.io import require_class_conditional, require_null_class
+from finectl.models.io import read_config, require_null_class
 from finectl.models.parts import Parts
 from finectl.search import SEARCHES
 from finectl.search.base import Options, Search, Space
 from finectl.stages.merge.config import Config
-from finectl.training.settings import require_fit, resolve_data
+from finectl.training.settings import require_fit
+from finectl.training.text_settings import resolve_captioned
 
 GRID, COARSE_TO_FINE = "grid", "coarse-to-fine"
 # What the search alone reads, as it is where nothing is searched: the options' own defaults.
@@ -45,6 +46,8 @@ UNSEARCHED: dict[str, Any] = {
     "features_weights": None,
     "inception": None,
     "dino": None,
+    "text_encoder": None,
+    "text_digest": "",
 }
 
 
@@ -77,8 +80,9 @@ def resolve_search(
             fix="--weights, one number for each model",
         )
     source = parents[0]
-    model = require_class_conditional(source)
-    data, fields = resolve_data(config, [source], model.image_size if config.data is None else None)
+    model = read_config(source)
+    size = model.image_size if config.data is None else None
+    data, fields = resolve_captioned(config, [source], model, size)
     require_fit(source, data)
     require_scheduler(config.scheduler, model.diffusion.prediction)
     require_null_class(model, config.guidance)

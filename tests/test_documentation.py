@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finectl.cli.commands import COMMANDS
+from finectl.cli.commands import COMMANDS, CommandGroup
 from finectl.cli.main import build_command
 from finectl.errors import FinectlError
 
@@ -33,6 +33,11 @@ def parse(call: str) -> Any:
     if name.startswith("-"):
         return None
     command = build_command(name)
+    if isinstance(group := COMMANDS.load(name), CommandGroup):
+        if not arguments or arguments[0].startswith("-"):
+            return None
+        name, *arguments = arguments
+        command = build_command(name, group.steps)
     return command.make_context(name, arguments, resilient_parsing=False)
 
 
@@ -74,6 +79,9 @@ def test_the_finectl_calls_of_a_script_have_known_options(script: Path) -> None:
     for name, rest in re.findall(r"\bfinectl ([a-z-]+)\b([^|)\n]*)", lines):
         if name not in COMMANDS:
             continue
-        known = {option for parameter in build_command(name).params for option in parameter.opts}
+        command = build_command(name)
+        if isinstance(group := COMMANDS.load(name), CommandGroup):
+            command = build_command(rest.split()[0], group.steps)
+        known = {option for parameter in command.params for option in parameter.opts}
         used = set(re.findall(r"(?<=\s)--[a-z-]+", rest))
         assert used <= known, f"{script.name}: finectl {name} does not know {used - known}"

@@ -12,6 +12,7 @@ from support import child_environment
 from finectl import errors
 from finectl.artifacts.kinds import KINDS
 from finectl.cli.commands import COMMANDS
+from finectl.cli.gen_weights import STEPS
 from finectl.data.sources import SOURCES
 from finectl.diffusion.schedulers import SCHEDULERS
 from finectl.initializers import METHODS
@@ -21,6 +22,7 @@ from finectl.registry import Entry, Registry, nearest
 
 REGISTRIES = {
     "commands": COMMANDS,
+    "gen-weights steps": STEPS,
     "methods": METHODS,
     "metrics": METRICS,
     "schedulers": SCHEDULERS,
@@ -86,6 +88,8 @@ def test_every_stage_makes_and_reads_known_kinds() -> None:
     for name in (*names, "finetune_ranges", "merge", "analyse"):
         stage = importlib.import_module(f"finectl.stages.{name}").STAGE
         made.add(stage.makes)
+    for name in STEPS:
+        made.add(importlib.import_module(f"finectl.stages.gen_weights.{name}").STAGE.makes)
     assert made == set(KINDS)
     assert {kind for method in METHODS.values() for kind in method.sources} <= set(KINDS)
 

@@ -14,6 +14,14 @@ def data(
     """What is read, of every stage that reads images (`finectl.training.settings.DataFields`)."""
 
 
+def text(text_encoder: opt.TextEncoder = None) -> None:
+    """What a model of text reads (`finectl.training.text_settings.TextFields`)."""
+
+
+def captions(text_encoder: opt.TextEncoder = None, caption_dropout: opt.CaptionDropout = None) -> None:
+    """The same of a stage that trains one (`finectl.training.text_settings.CaptionFields`)."""
+
+
 def training(
     flip: opt.Flip = False,
     steps: opt.Steps = None,

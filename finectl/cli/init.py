@@ -8,7 +8,9 @@ from finectl.cli.command import stage_command
 from finectl.cli.method_help import MethodCommand
 
 
-@stage_command("finectl.stages.init", groups.data, groups.training_run, run=family.run, parser=MethodCommand)
+@stage_command(
+    "finectl.stages.init", groups.data, groups.text, groups.training_run, run=family.run, parser=MethodCommand
+)
 def init(
     inputs: opt.Sources = None,
     method: opt.Method = "fine",

@@ -7,7 +7,7 @@ from finectl.cli import options as opt
 from finectl.cli.command import stage_command
 
 
-@stage_command("finectl.stages.merge", groups.data)
+@stage_command("finectl.stages.merge", groups.data, groups.text)
 def merge(
     inputs: opt.MergeInputs = None,
     base: opt.Base = None,

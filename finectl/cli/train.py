@@ -7,7 +7,9 @@ from finectl.cli import options as opt
 from finectl.cli.command import stage_command
 
 
-@stage_command("finectl.stages.train", groups.data, groups.training, groups.optimiser, groups.training_run)
+@stage_command(
+    "finectl.stages.train", groups.data, groups.training, groups.optimiser, groups.captions, groups.training_run
+)
 def train(
     input: opt.Input = None,
     weights: opt.Weights = "ema",

@@ -37,6 +37,10 @@ class ZipImages:
         what = f"zip {os.path.realpath(self.path)}\0{status.st_size}\0{status.st_mtime_ns}"
         return hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest(), status.st_mtime_ns
 
+    def text_stamp(self) -> tuple[str, int]:
+        """Return what `stamp` does: captions are in the same file."""
+        return self.stamp()
+
     def names(self) -> list[str]:
         """See `Collection.names`."""
         names = sorted(self._entries)

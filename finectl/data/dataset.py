@@ -80,6 +80,8 @@ class ImageSet:
         store: Where the images of the whole set are.
         indices: int64 (N,), which of them belong to this part.
         flip: Whether training may mirror images left to right.
+        rows: int64 (count,), the row of each image's caption in a table of texts, for the whole set; where it is given
+            it stands for the classes.
     """
 
     info: DataInfo
@@ -87,6 +89,7 @@ class ImageSet:
     store: Store
     indices: Tensor
     flip: bool = False
+    rows: Tensor | None = None
 
     @classmethod
     def in_memory(cls, info: DataInfo, split: str, images: Tensor, labels: Tensor) -> ImageSet:
@@ -98,8 +101,8 @@ class ImageSet:
 
     @cached_property
     def labels(self) -> Tensor:
-        """int64 (N,), 0..num_classes-1."""
-        return self.store.labels[self.indices]
+        """int64 (N,), 0..num_classes-1, or rows of captions."""
+        return (self.store.labels if self.rows is None else self.rows)[self.indices]
 
     @property
     def sampled(self) -> bool:

@@ -132,10 +132,11 @@ class DecodedStore:
 
 def open_decoded(info: DataInfo) -> DecodedStore | None:
     """Open what the cache holds of a data set; None when there is nothing, or nothing whole."""
-    path = _file_of(info.fingerprint, Form(info.image_size, info.channels, info.resize_filter))
+    fingerprint = info.split_by or info.fingerprint  # of the images alone, whatever their captions
+    path = _file_of(fingerprint, Form(info.image_size, info.channels, info.resize_filter))
     images = (info.count, info.channels, info.image_size, info.image_size)
     try:
-        start = _checked(path, info.fingerprint, images)
+        start = _checked(path, fingerprint, images)
         return _opened(path, start, images)
     except (InputError, OSError, ValueError, KeyError, TypeError):
         return None

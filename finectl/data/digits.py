@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finectl.data.captions import captioned, of_classes
 from finectl.data.sources import DataInfo, DataOptions, heldout_size, package_folder, read_packaged
 from finectl.errors import InputError, UsageError
 
@@ -22,6 +24,7 @@ IMAGE_SIZE = 8
 LARGEST_VALUE = 16
 INSTALL = "pip install --upgrade scikit-learn"
 CLASS_NAMES = tuple("0123456789")
+CAPTIONS = tuple(f"a photo of the digit {name}" for name in CLASS_NAMES)
 
 
 def data_file() -> Path:
@@ -42,7 +45,7 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
             expected=f"--image-size {IMAGE_SIZE}, or another data set",
         )
     heldout = heldout_size(COUNT)
-    return DataInfo(
+    info = DataInfo(
         name="digits",
         fingerprint=hashlib.sha256(read_packaged(data_file(), "scikit-learn", INSTALL)).hexdigest(),
         count=COUNT,
@@ -54,6 +57,12 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
         class_names=CLASS_NAMES,
         bundled=True,
     )
+    return captioned(info, of_classes(CAPTIONS), options)
+
+
+def captions(argument: str, info: DataInfo, options: DataOptions, labels: Sequence[int]) -> list[str]:
+    """Return the caption of every image: it names its digit."""
+    return [CAPTIONS[label] for label in labels]
 
 
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:

@@ -1,22 +1,30 @@
-"""`--data folder:PATH`: the user's own images in a folder or a zip file, all in one place or one subfolder a class."""
+"""`--data folder:PATH`: the user's own images in a folder, a zip or tar files, flat or one subfolder a class."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finectl.artifacts.cache import read_record, write_record
+from finectl.artifacts.files import sha256_json
 from finectl.data.archive import ZipImages
-from finectl.data.collection import MAX_FILE_BYTES
+from finectl.data.captions import NONE, captioned
+from finectl.data.collection import MAX_FILE_BYTES, TICK_NS, readable_names
 from finectl.data.decoded import describe_collection, open_collection
 from finectl.data.layout import SUFFIXES, class_names, class_of, require_layout
+from finectl.data.prompts import read_prompts
+from finectl.data.shards import TarImages, tar_files
 from finectl.data.sources import DataInfo, DataOptions
 from finectl.errors import InputError
 
 if TYPE_CHECKING:
     from finectl.data.dataset import Store
+
+TEXT_SUFFIXES = (".txt", ".jsonl")
 
 
 def describe(argument: str, image_size: int | None, options: DataOptions) -> DataInfo:
@@ -40,7 +48,35 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
             images, or images of several sizes without an `image_size`.
         ResourceError: the disk is full.
     """
-    return describe_collection(f"folder:{argument}", collection_at(argument), image_size, options)
+    collection = collection_at(argument)
+    info = describe_collection(f"folder:{argument}", collection, image_size, options)
+    return captioned(info, _captions_digest(collection, info, options), options)
+
+
+def captions(argument: str, info: DataInfo, options: DataOptions, labels: Sequence[int]) -> Sequence[str]:
+    """Return the caption of every image, in the order of `open_images`.
+
+    Raises:
+        InputError: an image has none while others have, or a file of captions is damaged.
+    """
+    collection = collection_at(argument)
+    return read_prompts(collection, readable_names(collection, options)) or ()
+
+
+def _captions_digest(collection: FolderImages | ZipImages | TarImages, info: DataInfo, options: DataOptions) -> str:
+    """Return the digest of the images' captions, empty for none; it is kept in the cache until a file changes."""
+    if options.captions == NONE:
+        return ""
+    stamp, newest = collection.text_stamp()
+    key = sha256_json(["captions", info.fingerprint, stamp])
+    record = read_record(key)
+    if record is not None and isinstance(record.get("captions"), str):
+        return str(record["captions"])
+    found = read_prompts(collection, readable_names(collection, options))
+    digest = "" if found is None else sha256_json(list(found))
+    if time.time_ns() - newest > TICK_NS:  # a later change within a tick of the clock would look the same
+        write_record(key, {"captions": digest})
+    return digest
 
 
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
@@ -61,11 +97,11 @@ def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
     return open_collection(collection_at(argument), info, options)
 
 
-def collection_at(argument: str) -> FolderImages | ZipImages:
+def collection_at(argument: str) -> FolderImages | ZipImages | TarImages:
     """Return the encoded images under a path.
 
     Args:
-        argument: Path of a folder or zip file.
+        argument: Path of a folder or zip file, of a tar file, or of a folder of tar files.
 
     Raises:
         InputError: there is no such folder.
@@ -73,7 +109,7 @@ def collection_at(argument: str) -> FolderImages | ZipImages:
     path = Path(argument)
     if path.is_file() and path.suffix.lower() == ".zip":
         return ZipImages(path)
-    return FolderImages(path)
+    return TarImages(path) if tar_files(path) else FolderImages(path)
 
 
 class FolderImages:
@@ -97,6 +133,14 @@ class FolderImages:
         digest = hashlib.sha256(f"folder {os.path.realpath(self.root)}\n".encode("utf-8", "surrogateescape"))
         newest = 0
         for name, size, changed_ns in _walk(self.root, "", ()):
+            digest.update(os.fsencode(name) + f"\0{size}\0{changed_ns}\n".encode())
+            newest = max(newest, changed_ns)
+        return digest.hexdigest(), newest
+
+    def text_stamp(self) -> tuple[str, int]:
+        """Return what `stamp` does, of the files that may hold captions."""
+        digest, newest = hashlib.sha256(f"texts {os.path.realpath(self.root)}\n".encode("utf-8", "surrogateescape")), 0
+        for name, size, changed_ns in _walk(self.root, "", (), TEXT_SUFFIXES):
             digest.update(os.fsencode(name) + f"\0{size}\0{changed_ns}\n".encode())
             newest = max(newest, changed_ns)
         return digest.hexdigest(), newest
@@ -150,7 +194,9 @@ def image_files(root: Path) -> list[str]:
     return files
 
 
-def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
+def _walk(
+    folder: Path, prefix: str, above: tuple[str, ...], suffixes: tuple[str, ...] = SUFFIXES
+) -> Iterator[tuple[str, int, int]]:
     """Give path, size and time of change of every image, in the order of the paths, a folder at a time."""
     real = os.path.realpath(folder)
     if real in above:  # a link that leads back up
@@ -164,8 +210,8 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[s
         if name.startswith("."):
             continue
         if name.endswith("/"):
-            yield from _walk(Path(entry.path), prefix + name, (*above, real))
-        elif name.lower().endswith(SUFFIXES):
+            yield from _walk(Path(entry.path), prefix + name, (*above, real), suffixes)
+        elif name.lower().endswith(suffixes):
             try:
                 status = entry.stat()
             except OSError:  # a link that leads nowhere: reading it will say so

@@ -15,7 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finectl.data.collection import MAX_FILE_BYTES
+from finectl.artifacts.files import sha256_json
+from finectl.data.captions import NONE, captioned
+from finectl.data.collection import MAX_FILE_BYTES, readable_names
 from finectl.data.decoded import describe_collection, open_collection
 from finectl.data.layout import FLAT_CLASS
 from finectl.data.sources import DataInfo, DataOptions
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'finectl[hub]'"
 LEAST_VERSION = 4  # earlier ones run Python files that a data set brings
-CHOICES = ("config", "split", "image", "label")
+CHOICES = ("config", "split", "image", "label", "text")
+TEXT_COLUMNS = ("text", "caption", "prompt")
 NO_LABEL = "none"
 SAVED_FILES = ("state.json", "dataset_dict.json")
 
@@ -44,7 +47,24 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
         InputError: the library is not installed, the data set is not at hand, or has no such column.
         ResourceError: the disk is full.
     """
-    return describe_collection(f"hf:{argument}", TableImages(Reference.parse(argument)), image_size, options)
+    table = TableImages(Reference.parse(argument))
+    info = describe_collection(f"hf:{argument}", table, image_size, options)
+    if options.captions == NONE:
+        return info
+    found = captions(argument, info, options, (), table)
+    return captioned(info, sha256_json(list(found)) if found else "", options)
+
+
+def captions(
+    argument: str, info: DataInfo, options: DataOptions, labels: Sequence[int], table: TableImages | None = None
+) -> list[str]:
+    """Return the caption of every image, in the order of `open_images`; none where no column holds any.
+
+    Raises:
+        InputError: an image has none while others have, or the column that was chosen is not there.
+    """
+    table = table or TableImages(Reference.parse(argument))
+    return table.captions(readable_names(table, options))
 
 
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
@@ -71,10 +91,11 @@ class Reference:
     split: str | None = None
     image: str | None = None
     label: str | None = None
+    text: str | None = None
 
     @classmethod
     def parse(cls, argument: str) -> Reference:
-        """Read "NAME,config=C,split=S,image=COLUMN,label=COLUMN".
+        """Read "NAME,config=C,split=S,image=COLUMN,label=COLUMN,text=COLUMN".
 
         Raises:
             UsageError: there is no such choice.
@@ -144,6 +165,29 @@ class TableImages:
         if len(encoded) > MAX_FILE_BYTES:
             raise ValueError(f"{len(encoded):,} bytes, more than the {MAX_FILE_BYTES:,} that are read")
         return bytes(encoded)
+
+    def captions(self, names: Sequence[str]) -> list[str]:
+        """Return the captions of images; none where no column holds any.
+
+        Args:
+            names: The images.
+
+        Raises:
+            InputError: an image has none while others have, or the column that was chosen is not there.
+        """
+        column = _text_column(self._table, self.reference)
+        if column is None:
+            return []
+        values = self._table.select_columns([column])[:][column]
+        found = [str(values[int(name.split("/", 1)[1])] or "").strip() for name in names]
+        missing = [place for place, text in enumerate(found) if not text]
+        if missing and len(missing) < len(found):
+            raise InputError(
+                f"{len(missing)} of {len(found)} images in {self.title} have no caption in the column {column!r}, such "
+                f"as that of row {names[missing[0]].split('/', 1)[1]}",
+                expected="a caption for every image",
+            )
+        return [] if missing else found
 
     @cached_property
     def _encoded(self) -> Any:
@@ -260,6 +304,20 @@ def _label_column(table: Any, reference: Reference) -> str | None:
         return _chosen("label", reference.label, found + plain, list(table.features), reference, "label")
     found = found or [name for name in plain if name == "label"]
     return _chosen("label", None, found, list(table.features), reference, "label") if found else None
+
+
+def _text_column(table: Any, reference: Reference) -> str | None:
+    """Return the column of captions: the one that was chosen, or one that is called so."""
+    import datasets
+
+    words = [
+        name
+        for name, feature in table.features.items()
+        if isinstance(feature, datasets.Value) and "string" in feature.dtype
+    ]
+    if reference.text is not None:
+        return _chosen("text", reference.text, words, list(table.features), reference, "text")
+    return next((name for name in TEXT_COLUMNS if name in words), None)
 
 
 def _chosen(

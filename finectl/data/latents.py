@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from finectl.artifacts.files import write_json
+from finectl.artifacts.files import sha256_json, write_json
 from finectl.artifacts.store import Artifact, open_artifact
 from finectl.artifacts.tensors import check_header, read_header, save_tensors
+from finectl.data.captions import ALL, without_captions
 from finectl.data.sources import DataInfo, DataOptions, heldout_size
 from finectl.errors import ComputationError, FinectlError, InputError, UsageError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 KIND = "latents"
 INDEX = "index.json"
+CAPTIONS = "captions.json"
 FORMAT = 1
 STORAGE = {"float16": "F16", "float32": "F32"}
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -62,6 +64,7 @@ class LatentIndex:
         class_names: One name a class, in the order of the labels.
         vae: The autoencoder: digest, scaling_factor, shift_factor, downscale, latent_channels, channels.
         source: The images: fingerprint, which decides the split, bundled, resize_filter, skipped.
+        captions: sha256 (hex) of the images' captions, which are in `captions.json`; empty where they have none.
     """
 
     count: int
@@ -74,6 +77,7 @@ class LatentIndex:
     class_names: tuple[str, ...]
     vae: Mapping[str, Any]
     source: Mapping[str, Any]
+    captions: str = ""
 
     @property
     def shards(self) -> list[Shard]:
@@ -91,7 +95,10 @@ class LatentIndex:
 
     def write(self, directory: Path) -> None:
         """Write `index.json`."""
-        write_json(directory / INDEX, {"format": FORMAT, **asdict(self)})
+        values = {"format": FORMAT, **asdict(self)}
+        if not self.captions:
+            del values["captions"]
+        write_json(directory / INDEX, values)
 
     @classmethod
     def read(cls, path: Path) -> LatentIndex:
@@ -105,6 +112,7 @@ class LatentIndex:
             if values["format"] != FORMAT:
                 raise InputError(f"{path} has format {values['format']!r}", expected=f"{FORMAT}")
             values["class_names"] = tuple(map(str, values["class_names"]))
+            values = {"captions": "", **values}
             index = cls(**{field.name: values[field.name] for field in fields(cls)})
             for name in ("count", "shard_size", "latent_channels", "latent_size", "image_size"):
                 if not isinstance(getattr(index, name), int) or getattr(index, name) < 1:
@@ -134,7 +142,7 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
 
     Raises:
         UsageError: another size was asked for, or mirrored images that were not encoded.
-        InputError: there is no such artifact, or it is damaged.
+        InputError: there is no such artifact, it is damaged, or captions are wanted and there are none.
     """
     artifact, index = _open(argument)
     if image_size not in (None, index.latent_size):
@@ -150,6 +158,8 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
             expected="latents made with finectl encode --flip",
             fix="leave --flip out, or encode again with --flip",
         )
+    if options.captions == ALL and not index.captions:
+        raise without_captions(f"latents:{artifact.path}")
     heldout = heldout_size(index.count)
     return DataInfo(
         name=f"latents:{os.path.realpath(argument)}",
@@ -166,7 +176,25 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
         skipped=int(index.source.get("skipped", 0)),
         vae={"name": str(artifact.manifest.config.get("vae") or "unknown"), **index.vae},
         split_by=str(index.source["fingerprint"]),
+        captions=index.captions,
     )
+
+
+def captions(argument: str, info: DataInfo, options: DataOptions, labels: Sequence[int]) -> list[str]:
+    """Return the caption of every image from which the latents were made.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    artifact, _ = _open(argument)
+    path = artifact.file(CAPTIONS)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if sha256_json(found) != info.captions:
+            raise ValueError("they are not those of the index")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error}", fix="make it again with --force") from error
+    return [str(text) for text in found]
 
 
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> LatentStore:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finectl.data.captions import captioned, of_classes
 from finectl.data.sources import DataInfo, DataOptions, heldout_size, package_folder, read_packaged
 from finectl.errors import InputError, UsageError
 
@@ -52,6 +54,7 @@ PHOTOS = (
     Photo("rocket", "rocket.jpg", 640, 427),
     Photo("tissue", "ihc.png", 512, 512),
 )
+CAPTIONS = tuple(f"a photo of {photo.name}" for photo in PHOTOS)
 
 
 def data_folder() -> Path:
@@ -77,7 +80,7 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
         content = read_packaged(data_folder() / photo.file, "scikit-image", INSTALL)
         digest.update(f"{photo.file} {hashlib.sha256(content).hexdigest()}\n".encode())
     count = sum(photo.tiles for photo in PHOTOS)
-    return DataInfo(
+    info = DataInfo(
         name="photos",
         fingerprint=digest.hexdigest(),
         count=count,
@@ -90,6 +93,12 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
         bundled=True,
         resize_filter=RESIZE_FILTER if size != TILE_SIZE else "none",
     )
+    return captioned(info, of_classes(CAPTIONS), options)
+
+
+def captions(argument: str, info: DataInfo, options: DataOptions, labels: Sequence[int]) -> list[str]:
+    """Return the caption of every tile: it names its photograph."""
+    return [CAPTIONS[label] for label in labels]
 
 
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:

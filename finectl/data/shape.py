@@ -6,6 +6,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
+from finectl.data.captions import captioned
 from finectl.data.sources import DataInfo, DataOptions, heldout_size
 from finectl.errors import InputError, UsageError
 
@@ -32,7 +33,7 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
     if min(channels, height, classes) < 1 or height != width or image_size not in (None, height):
         raise UsageError(f"--data shape:{argument} is no shape of square images", expected="such as shape:4x32x32:1000")
     heldout = heldout_size(COUNT)
-    return DataInfo(
+    info = DataInfo(
         name=f"shape:{argument}",
         fingerprint=hashlib.sha256(argument.encode()).hexdigest(),
         count=COUNT,
@@ -44,6 +45,7 @@ def describe(argument: str, image_size: int | None, options: DataOptions) -> Dat
         class_names=(),
         bundled=False,
     )
+    return captioned(info, info.fingerprint, options)
 
 
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:

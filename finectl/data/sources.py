@@ -78,6 +78,8 @@ class DataOptions:
         skip_bad: Leave files out that cannot be read, and count them, instead of refusing the data set.
         console: Where slow work shows its progress; stderr by default.
         check: Called now and then by slow work, which it ends by raising: a signal may ask for that.
+        captions: What is read of the images' captions: `none`, `any` that are there, or `all`, without which the set
+            is refused.
     """
 
     resize_filter: str = DEFAULT_RESIZE_FILTER
@@ -85,6 +87,7 @@ class DataOptions:
     skip_bad: bool = False
     console: Console | None = field(default=None, compare=False, repr=False)
     check: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    captions: str = "none"
 
 
 DEFAULT_OPTIONS = DataOptions()
@@ -110,7 +113,10 @@ class DataInfo:
         vae: For latents the autoencoder that made them: "name", "digest", "scaling_factor", "shift_factor" and
             "downscale" (pixels a latent). None for pixels.
         split_by: The fingerprint that decides the split where it is not the set's own: that of the images from which
-            latents were made.
+            latents were made, or that of the images alone where the fingerprint is of their captions too.
+        captions: sha256 (hex) of the images' captions; empty where there are none, or none were asked for.
+        text: The encoder that turns the captions into what a model takes, as `finectl.models.text` describes it; None
+            where no model is conditioned on them.
     """
 
     name: str
@@ -127,6 +133,8 @@ class DataInfo:
     skipped: int = 0
     vae: Mapping[str, Any] | None = None
     split_by: str = ""
+    captions: str = ""
+    text: Mapping[str, Any] | None = None
 
 
 def parse_spec(spec: str) -> tuple[str, str]:

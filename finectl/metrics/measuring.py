@@ -28,6 +28,7 @@ from finectl.metrics.sources import DataImages, GeneratedImages, Source
 from finectl.metrics.statistics import Statistics, load, load_npz
 from finectl.models.vae import Vae
 from finectl.training.generate import Generator
+from finectl.training.texts import Prompts
 
 EXTRACTION_IMAGES = 512
 
@@ -48,6 +49,7 @@ class Measuring:
         dtype: Arithmetic of sampling.
         workers: Threads that read and resize.
         check: Called between batches; it ends the work by raising.
+        prompts: What models of text generate images of.
     """
 
     objective: Objective
@@ -61,6 +63,7 @@ class Measuring:
     dtype: str
     workers: int
     check: Callable[[], None]
+    prompts: Prompts | None = None
 
     def __post_init__(self) -> None:
 
@@ -104,7 +107,13 @@ class Measuring:
     def _sampled(self, model: Any, samples: int, noise: int) -> Measured:
 
         generator = Generator(
-            model, self.vae, seed=_noise_seed(self.seed, noise), device=self.device, dtype=self.dtype, **self.sampling
+            model,
+            self.vae,
+            seed=_noise_seed(self.seed, noise),
+            device=self.device,
+            dtype=self.dtype,
+            prompts=self.prompts,
+            **self.sampling,
         )
         source = GeneratedImages(generator, samples)
         rows = self._extract(source)

@@ -115,7 +115,7 @@ def _of_data(data: DataInfo, part: str) -> ReferenceInfo:
     return ReferenceInfo(
         "data",
         f"{data.name}/{part}",
-        data.fingerprint,
+        data.split_by if data.captions and data.vae is None else data.fingerprint,  # images without their captions
         data.name,
         part,
         data.train_count if part == "train" else data.count,

@@ -53,22 +53,27 @@ def reader(levels: Tensor) -> Read:
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImages:
-    """Images that a model makes when they are wanted, the classes in turn."""
+    """Images that a model makes when they are wanted, the classes or the prompts in turn."""
 
     generator: Generator
     count: int
 
     def open(self, span: range, check: Check) -> Read:
         """See `Source.open`."""
-        return reader(self.generator.images(span.start, self.labels(span).tolist(), check))
+        prompts = self.generator.prompts
+        labels = self.labels(span).tolist() if prompts is None else prompts.rows_of(span)
+        return reader(self.generator.images(span.start, labels, check))
 
     def labels(self, span: range) -> Tensor:
-        """See `Source.labels`."""
+        """See `Source.labels`; those of the images that the prompts describe."""
+        if self.generator.prompts is not None:
+            return self.generator.prompts.classes_of(span)
         return torch.tensor([index % max(self.generator.model.config.num_classes, 1) for index in span])
 
-    def prompts(self) -> None:
+    def prompts(self) -> Sequence[str] | None:
         """See `Source.prompts`."""
-        return
+        prompts = self.generator.prompts
+        return None if prompts is None else prompts.texts_of(range(self.count))
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,8 +98,7 @@ def require_class_conditional(artifact: Artifact) -> ModelConfig:
     if isinstance(config, UNetConfig) and config.architecture == TEXT_UNET:
         raise InputError(
             f"{artifact.path} is conditioned on text (architecture {TEXT_UNET!r})",
-            expected="an unconditional or class-conditional model: this stage has no prompts yet",
-            fix=f"use it in diffusers: finectl convert {artifact.path} --to diffusers",
+            expected="an unconditional or class-conditional model: this stage has no prompts",
         )
     return config
 
@@ -227,16 +226,16 @@ def load_any_model(artifact: Artifact, weights: str = "ema", checkpoint: int | N
 def load_model(artifact: Artifact, weights: str = "ema", checkpoint: int | None = None) -> DiT | UNet:
     """Build the model of an artifact, a network of (x, t, class), and load its weights.
 
+    One that is conditioned on text needs a table of texts before it is one (`finectl.training.texts`).
+
     Args:
         artifact: A model, dense or condensed, or experts of timestep ranges, which answer together as one does.
         weights: `ema` or `raw`, as `load_weights` says; so `checkpoint`.
 
     Raises:
         UsageError: raw weights of an earlier update are asked for.
-        InputError: the model is conditioned on text, or its weights are not those of the architecture in config.json,
-            or that update is not kept.
+        InputError: the weights are not those of the architecture in config.json, or that update is not kept.
     """
-    require_class_conditional(artifact)
     if artifact.kind == "experts":
         from finectl.models.ensemble import load_ensemble
 

@@ -6,13 +6,13 @@ of diffusers' network, under `projections.`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from finectl.diffusion.schedule import NoiseSchedule, at_images
-from finectl.errors import InputError
+from finectl.errors import InputError, UsageError
 from finectl.models.projection_layers import ImageProjection, attach, build_projections
 from finectl.models.unet_config import CLASSES, UNET, UNetConfig
 
@@ -110,8 +110,23 @@ class UNet(nn.Module):
         return z * at_images(sigma / total.square(), x) - inner * at_images(sigma_data / total, x)
 
 
+class Texts(Protocol):
+    """A frozen table of encoded texts, which stands in the place of a table of classes; the last row is the empty one.
+
+    It is no part of the model: neither its weights nor the files know of it.
+    """
+
+    def __len__(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the vectors of rows (B,), int64 on any device: (B, S, E), floating-point on the same device."""
+
+
 class TextUNet(nn.Module):
     """A text-conditional UNet; its weights mean nothing until `load_state_dict`.
+
+    With a table of texts (`condition`) it is a model of (x, t, label) like any other, and its `config` says so.
 
     Args:
         config: With architecture `unet2d-condition`.
@@ -122,16 +137,47 @@ class TextUNet(nn.Module):
         self.config = config
         self.unet = build_network(config)
         self.projections = projected(self.unet, config)
+        self._texts: Texts | None = None
 
-    def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def condition(self, texts: Texts, dropout: float) -> None:
+        """Let labels stand for texts.
+
+        Args:
+            texts: The table; a teacher and its student share one.
+            dropout: Probability in [0, 1] with which training replaces a text by the empty one.
+        """
+        self._texts = texts
+        self.config = self.config.with_texts(len(texts) - 1, texts.length, dropout)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only the inputs of the blocks for the backward pass, and compute the rest again there."""
+        self.unet.enable_gradient_checkpointing()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict the noise (or another target) in a batch of noisy images.
+
+        As in Stable Diffusion, all S vectors of a text are attended to, those that fill its rest too.
 
         Args:
             x: (B, C, H, W), float.
             t: (B,), timesteps in 0..T-1.
-            encoder_hidden_states: (B, S, E), the text encoder's output.
+            y: (B,), int64 rows of the table of texts; or (B, S, E), floating-point, the text encoder's output.
 
         Returns:
             (B, out_channels, H, W).
+
+        Raises:
+            UsageError: rows are given, and there is no table.
         """
-        return self.unet(x, t, encoder_hidden_states=encoder_hidden_states).sample
+        if not y.is_floating_point():
+            if self._texts is None:
+                raise UsageError("a model of text was given rows of a table, and no table")
+            y = self._texts.gather(y)
+        return self.unet(x, t, encoder_hidden_states=y.to(x.dtype)).sample
+
+
+def condition(model: nn.Module, texts: Texts, dropout: float) -> None:
+    """Let labels stand for texts in a model of text, or in each of the experts of an ensemble; see `TextUNet`."""
+    for network in getattr(model, "experts", [model]):
+        network.condition(texts, dropout)
+        model.config = network.config

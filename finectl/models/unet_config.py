@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from finectl.diffusion.config import DDPM, DiffusionConfig
@@ -38,6 +38,8 @@ class UNetConfig:
         diffusion: The noise schedule and what is predicted.
         projections: Where channel-wise projections are: `none`, behind all `blocks`, or only the `foldable` or
             `unfoldable` ones of these (`finectl.models.projections`).
+        text_length: Vectors a text, of a model of text that is given a table of texts for the labels (`with_texts`);
+            a model on disk has none.
 
     Raises:
         InputError: the sizes are impossible or do not go together.
@@ -55,6 +57,7 @@ class UNetConfig:
     sigma_data: float | None = None
     diffusion: DiffusionConfig = DDPM
     projections: str = NONE
+    text_length: int = 0
 
     def __post_init__(self) -> None:
         if self.architecture not in CLASSES:
@@ -97,8 +100,8 @@ class UNetConfig:
 
     @property
     def has_null_class(self) -> bool:
-        """Whether there is a class that stands for none, which guidance needs."""
-        return self.null_class
+        """Whether there is a class that stands for none, which guidance needs; of texts it is the empty one."""
+        return self.null_class or self.architecture == TEXT_UNET
 
     @property
     def depth(self) -> int:
@@ -131,7 +134,18 @@ class UNetConfig:
             del values["diffusion"]
         if self.projections == NONE:
             del values["projections"]
+        del values["text_length"]
         return values
+
+    def with_texts(self, count: int, length: int, dropout: float) -> UNetConfig:
+        """Return the configuration of a model of text whose labels are the rows of a table of texts.
+
+        Args:
+            count: Texts; the row after them is the empty one.
+            length: Vectors a text.
+            dropout: Probability in [0, 1] with which training replaces a text by the empty one.
+        """
+        return replace(self, num_classes=count, null_class=True, label_dropout=dropout, text_length=length)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
@@ -163,3 +177,8 @@ class UNetConfig:
             return cls(**rest)
         except UsageError as error:
             raise InputError(f"the configuration is wrong: {error.what}", expected=error.expected) from error
+
+
+def is_text_model(config: Any) -> bool:
+    """Tell whether a configuration is that of a model that is conditioned on text."""
+    return isinstance(config, UNetConfig) and config.architecture == TEXT_UNET

@@ -1,12 +1,13 @@
-"""Named UNets of diffusers, all of them unconditional as the DDPM checkpoints are, and their parameters (no torch)."""
+"""Named UNets of diffusers, unconditional as the DDPM checkpoints or of text, and their parameters (no torch)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from finectl.diffusion.config import DDPM, DiffusionConfig
 from finectl.errors import UsageError
-from finectl.models.unet_config import UNET, UNetConfig
+from finectl.models.unet_config import TEXT_UNET, UNET, UNetConfig
 from finectl.registry import nearest
 
 
@@ -39,9 +40,119 @@ UNET_PRESETS: dict[str, UNetPreset] = {
 }
 
 
+class TextPreset(NamedTuple):
+    """A named UNet of text.
+
+    Args:
+        widths: Channels of each resolution, the finest first.
+        attention: The resolutions whose blocks attend to the text beside the middle, counted from 0, the finest.
+        layers: Residual blocks of a down block; an up block has one more.
+        groups: Groups of its norms.
+        heads: Heads of every attention.
+        text_width: Numbers a vector of the text encoder; None for those of any encoder.
+        diffusion: Its noise schedule.
+        help: One line.
+    """
+
+    widths: tuple[int, ...]
+    attention: tuple[int, ...]
+    layers: int
+    groups: int
+    heads: int
+    text_width: int | None
+    diffusion: DiffusionConfig
+    help: str
+
+
+STABLE_DIFFUSION = DiffusionConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+TEXT_PRESETS: dict[str, TextPreset] = {
+    "unet-text-nano": TextPreset(
+        (16, 32, 64), (1, 2), 1, 8, 4, None, DDPM, "1.1 M parameters, conditioned on text: images from 8x8 on"
+    ),
+    "unet-sd14": TextPreset(
+        (320, 640, 1280, 1280), (0, 1, 2), 2, 32, 8, 768, STABLE_DIFFUSION,
+        "860 M parameters: CompVis/stable-diffusion-v1-4, for latents and CLIP ViT-L/14",
+    ),
+}  # fmt: skip
+
+
 def is_unet(name: str | None) -> bool:
     """Tell whether a name of a preset is that of a UNet."""
-    return name is not None and name.lower() in UNET_PRESETS
+    return name is not None and (name.lower() in UNET_PRESETS or is_text_unet(name))
+
+
+def is_text_unet(name: str | None) -> bool:
+    """Tell whether a name of a preset is that of a UNet that is conditioned on text."""
+    return name is not None and name.lower() in TEXT_PRESETS
+
+
+def text_unet_preset(name: str, *, image_size: int, channels: int, text_width: int) -> UNetConfig:
+    """Return the configuration of a named UNet of text for a given kind of image.
+
+    Args:
+        name: A name of `TEXT_PRESETS`.
+        image_size: Side of the square input, in pixels; every resolution but the last halves it.
+        channels: Channels of the input.
+        text_width: Numbers a vector of the text encoder.
+
+    Raises:
+        UsageError: unknown name, an image size that cannot be halved as often, or another encoder than the preset's.
+
+    Reference: Rombach et al., arXiv 2112.10752, section 3.3.
+    """
+    if not is_text_unet(name):
+        raise UsageError(
+            f"unknown model {name!r}{nearest(name.lower(), TEXT_PRESETS)}",
+            expected=f"one of: {', '.join(TEXT_PRESETS)}",
+        )
+    size = TEXT_PRESETS[name.lower()]
+    _require_halves(name, len(size.widths) - 1, image_size)
+    if size.text_width not in (None, text_width):
+        raise UsageError(
+            f"{name} takes texts as vectors of {size.text_width} numbers, this text encoder makes {text_width}",
+            expected="--text-encoder openai/clip-vit-large-patch14, or a folder of it",
+        )
+    crossed = [level in size.attention for level in range(len(size.widths))]
+    network: dict[str, Any] = {
+        "sample_size": image_size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "center_input_sample": False,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "down_block_types": ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in crossed],
+        "up_block_types": ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(crossed)],
+        "block_out_channels": list(size.widths),
+        "layers_per_block": size.layers,
+        "downsample_padding": 1,
+        "mid_block_scale_factor": 1,
+        "act_fn": "silu",
+        "norm_num_groups": size.groups,
+        "norm_eps": 1e-5,
+        "cross_attention_dim": text_width,
+        "attention_head_dim": size.heads,
+    }
+    return UNetConfig(
+        architecture=TEXT_UNET,
+        network=network,
+        image_size=image_size,
+        channels=channels,
+        parameters=count_text_unet(network),
+        diffusion=size.diffusion,
+    )
+
+
+def _require_halves(name: str, times: int, image_size: int) -> None:
+    """Check that images can be halved so many times.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if image_size % 2**times:
+        raise UsageError(
+            f"{name} halves images {times} times, and these are {image_size}x{image_size} pixels",
+            expected=f"an --image-size that is a multiple of {2**times}",
+        )
 
 
 def unet_preset(name: str, *, image_size: int, channels: int) -> UNetConfig:
@@ -63,12 +174,7 @@ def unet_preset(name: str, *, image_size: int, channels: int) -> UNetConfig:
             expected=f"one of: {', '.join(UNET_PRESETS)}",
         )
     size = UNET_PRESETS[name.lower()]
-    multiple = 2 ** (len(size.widths) - 1)
-    if image_size % multiple:
-        raise UsageError(
-            f"{name} halves images {len(size.widths) - 1} times, and these are {image_size}x{image_size} pixels",
-            expected=f"an --image-size that is a multiple of {multiple}",
-        )
+    _require_halves(name, len(size.widths) - 1, image_size)
     downs = ["AttnDownBlock2D" if level in size.attention else "DownBlock2D" for level in range(len(size.widths))]
     network: dict[str, Any] = {
         "sample_size": image_size,
@@ -123,6 +229,41 @@ def count_unet2d(network: Mapping[str, Any]) -> int:
         total += _convolution(width, width) if level else 0
         before = width
     return total + 2 * widths[0] + _convolution(widths[0], network["out_channels"])
+
+
+def count_text_unet(network: Mapping[str, Any]) -> int:
+    """Count the parameters of a `UNet2DConditionModel` without building it.
+
+    Args:
+        network: Its options as a preset has them: a transformer layer behind each residual block that has one.
+    """
+    widths, layers, text = network["block_out_channels"], network["layers_per_block"], network["cross_attention_dim"]
+    signal = 4 * widths[0]
+    total = _convolution(network["in_channels"], widths[0]) + _linear(widths[0], signal) + _linear(signal, signal)
+    before = widths[0]
+    for level, (kind, width) in enumerate(zip(network["down_block_types"], widths, strict=True)):
+        added = _transformer(width, text) if "CrossAttn" in kind else 0
+        total += sum(_residual(channels, width, signal) + added for channels in [before, *[width] * (layers - 1)])
+        total += _convolution(width, width) if level < len(widths) - 1 else 0
+        before = width
+    total += 2 * _residual(widths[-1], widths[-1], signal) + _transformer(widths[-1], text)
+    for index, kind in enumerate(network["up_block_types"]):
+        level = len(widths) - 1 - index
+        width, finer = widths[level], widths[max(level - 1, 0)]
+        added = _transformer(width, text) if "CrossAttn" in kind else 0
+        inputs = [before + width, *[2 * width] * (layers - 1), width + finer]
+        total += sum(_residual(channels, width, signal) + added for channels in inputs)
+        total += _convolution(width, width) if level else 0
+        before = width
+    return total + 2 * widths[0] + _convolution(widths[0], network["out_channels"])
+
+
+def _transformer(width: int, text: int) -> int:
+    """Count a norm, two 1x1 convolutions, and between them attention to the image, to the text, and a gated MLP."""
+    own = 3 * width * width + _linear(width, width)
+    crossed = width * width + 2 * width * text + _linear(width, width)
+    gated = _linear(width, 8 * width) + _linear(4 * width, width)
+    return 2 * width + 2 * _linear(width, width) + 6 * width + own + crossed + gated
 
 
 def _block(inputs: Sequence[int], width: int, signal: int, *, attention: bool) -> int:

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from finectl.artifacts.files import write_json
 from finectl.artifacts.job import Job, Outcome, Plan, Stage
 from finectl.artifacts.store import Artifact
-from finectl.data.latents import KIND, LatentIndex, Shard, is_whole, write_shard
+from finectl.data.captions import ANY, captions_of
+from finectl.data.latents import CAPTIONS, KIND, LatentIndex, Shard, is_whole, write_shard
 from finectl.data.sources import SOURCES, DataInfo, parse_spec
 from finectl.errors import ComputationError, UsageError
 from finectl.models.vae import MENDING, describe_vae, require_images
@@ -55,7 +57,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     """
     if config.vae is None:
         raise UsageError("no autoencoder is named", expected="--vae PATH or --vae OWNER/NAME", fix=MENDING)
-    data, fields = resolve_data(config, ())
+    data, fields = resolve_data(config, (), captions=ANY)
     if data.vae is not None:
         raise UsageError(f"{data.name} are latents already", expected="images", fix="--data folder:PATH")
     vae = describe_vae(config.vae)
@@ -67,6 +69,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         stored *= side
     summary = {
         "images": data.count,
+        "captions": bool(data.captions),
         "latents": f"{index.latent_channels}x{index.latent_size}x{index.latent_size}",
         "shards": len(index.shards),
         "disk_bytes": stored + 8 * data.count,
@@ -90,11 +93,12 @@ def index_of(config: Config, data: DataInfo, vae: dict[str, Any]) -> LatentIndex
         class_names=data.class_names,
         vae={key: value for key, value in vae.items() if key != "name"},
         source={
-            "fingerprint": data.fingerprint,
+            "fingerprint": data.split_by or data.fingerprint,
             "bundled": data.bundled,
             "resize_filter": data.resize_filter,
             "skipped": data.skipped,
         },
+        captions=data.captions,
     )
 
 
@@ -124,6 +128,8 @@ def run(job: Job[Config]) -> Outcome:
                 expected="the files of all processes in one directory, which every machine sees",
                 fix="run the same command again: it makes the missing shards",
             )
+    if data.captions:
+        write_captions(job)
     index.write(job.directory)
     std = measured_std(job, index)
     if not USUAL_STD[0] < std < USUAL_STD[1]:
@@ -133,6 +139,14 @@ def run(job: Job[Config]) -> Outcome:
         )
     encoded = sum(shard.count for shard in missing)
     return Outcome(metrics={"images": data.count, "latent_std": std}, cost={"samples": encoded * (1 + config.flip)})
+
+
+def write_captions(job: Job[Config]) -> None:
+    """Write the images' captions beside their latents."""
+    data, options = cast(DataInfo, job.data), replace(data_options(job.config, job), captions=ANY)
+    name, argument = parse_spec(data.name)
+    labels = SOURCES.load(name).open_images(argument, data, options).labels.tolist()
+    write_json(job.directory / CAPTIONS, list(captions_of(data, options, labels)))
 
 
 @dataclass(frozen=True, eq=False)

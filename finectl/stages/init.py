@@ -10,15 +10,20 @@ from typing import Any, cast
 from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.lineage import trace, whole_cost
 from finectl.artifacts.store import Artifact, Workspace
+from finectl.data.captions import ALL, NONE
 from finectl.data.sources import DataInfo
 from finectl.errors import InputError, UsageError
 from finectl.initializers import METHODS, PAPER_TUNE_STEPS, SMALL_TUNE_STEPS, Method
 from finectl.models.io import read_dit_config, save_model, total_parameters
 from finectl.models.learngene import dense_config, require_condensed_by, sigma_rule
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
-from finectl.models.unet_presets import is_unet, unet_preset
+from finectl.models.text import describe_text
+from finectl.models.text.clip import MENDING
+from finectl.models.unet_config import UNetConfig
+from finectl.models.unet_presets import TEXT_PRESETS, is_text_unet, is_unet, text_unet_preset, unet_preset
 from finectl.registry import nearest
 from finectl.training.settings import PAPER, SMALL, DataFields, resolve_data
+from finectl.training.text_settings import TextFields, unchanged
 
 FITTED_RULE = "nearest"
 """How sigma is read of models that `condense --from` made, and of no others."""
@@ -44,7 +49,7 @@ UNREAD: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Config(DataFields):
+class Config(DataFields, TextFields):
     """The options of `finectl init`; None is a default that depends on the input or the data."""
 
     method: str
@@ -158,6 +163,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     """
     if is_unet(config.model):
         return plan_unet(config)
+    text_encoder_of(config)  # none goes with these
     source = read_dit_config(parents[0]) if parents else None
     data, fields = resolve_data(config, parents, source.image_size if source and config.data is None else None)
     target = architecture(config, source, data)
@@ -204,14 +210,45 @@ def plan_unet(config: Config) -> Plan[Config]:
         InputError: the data set is missing or empty.
     """
     name = cast(str, config.model).lower()
-    data, fields = resolve_data(config, ())
-    parameters = total_parameters(unet_preset(name, image_size=data.image_size, channels=data.channels))
+    record = text_encoder_of(config)
+    data, fields = resolve_data(config, (), captions=ALL if record else NONE)
+    data = replace(data, text=record)
+    parameters = total_parameters(unet_for(name, data))
+    if record is not None:
+        fields |= {"text_encoder": record["name"], "text_digest": record["digest"]}
     return Plan(
         replace(config, **fields, **{**UNREAD, "sigma": None}, model=name),
         slug=f"{name}-{config.method}",
         data=data,
         summary={"parameters": parameters, "disk_bytes": 4 * parameters},
     )
+
+
+def text_encoder_of(config: Config) -> dict[str, Any] | None:
+    """Return the text encoder for `--model`, None where that takes no text.
+
+    Raises:
+        UsageError: none is named, or one for a model that takes no text.
+        InputError: it is not there.
+    """
+    if is_text_unet(config.model):
+        if config.text_encoder is None:
+            raise UsageError(f"--model {config.model} is conditioned on text, and no encoder is named", fix=MENDING)
+        return describe_text(config.text_encoder, TEXT_PRESETS[cast(str, config.model).lower()].text_width)
+    if config.text_encoder is not None:
+        raise UsageError(
+            f"--text-encoder {config.text_encoder}: no model of text is made",
+            expected=f"--model {' or '.join(TEXT_PRESETS)}",
+        )
+    return None
+
+
+def unet_for(name: str, data: DataInfo) -> UNetConfig:
+    """Return the architecture of a named UNet for a data set."""
+    if data.text is not None:
+        width = int(data.text["width"])
+        return text_unet_preset(name, image_size=data.image_size, channels=data.channels, text_width=width)
+    return unet_preset(name, image_size=data.image_size, channels=data.channels)
 
 
 def widths_of(config: DiTConfig) -> tuple[int, int, int]:
@@ -306,7 +343,7 @@ def run_unet(job: Job[Config]) -> Outcome:
     from finectl.models.unet import initial_state
 
     data = cast(DataInfo, job.data)
-    target = unet_preset(cast(str, job.config.model), image_size=data.image_size, channels=data.channels)
+    target = unet_for(cast(str, job.config.model), data)
     if job.world.leads:
         save_model(job.directory, target, initial_state(target, generator_for("init", job.config.seed)))
     return Outcome(
@@ -315,4 +352,15 @@ def run_unet(job: Job[Config]) -> Outcome:
     )
 
 
-STAGE = Stage(name="init", version=1, makes="model", config=Config, reads=reads, plan=plan, run=run, shares_work=True)
+STAGE = Stage(
+    name="init",
+    version=1,
+    makes="model",
+    config=Config,
+    reads=reads,
+    plan=plan,
+    run=run,
+    locations=("data", "text_encoder"),
+    unchanged_at=unchanged("text_digest"),
+    shares_work=True,
+)

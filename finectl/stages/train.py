@@ -9,7 +9,7 @@ from typing import Any
 from finectl.artifacts.job import Execution, Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
 from finectl.errors import UsageError
-from finectl.models.io import load_model, read_config, require_class_conditional, save_model
+from finectl.models.io import load_model, read_config, save_model
 from finectl.training.estimate import measure_training, training_estimate
 from finectl.training.multitask import DEFAULT_CLUSTERS, METHODS, extra_bytes, make_tasks, require_even
 from finectl.training.settings import (
@@ -19,11 +19,11 @@ from finectl.training.settings import (
     data_options,
     describe_settings,
     require_fit,
-    resolve_data,
     resolve_settings,
     settings_of,
     settled_betas,
 )
+from finectl.training.text_settings import CaptionFields, resolve_captioned, unchanged
 
 SMALL = {"steps": 600}
 PAPER = {"steps": 10_000}
@@ -34,7 +34,7 @@ UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
-class Config(DataFields, TrainFields, OptimiserFields):
+class Config(DataFields, TrainFields, OptimiserFields, CaptionFields):
     """The options of `finectl train`."""
 
     weights: str
@@ -48,11 +48,11 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     """Resolve the options against the model and the data set.
 
     Raises:
-        InputError: the data does not fit the model.
+        InputError: the data does not fit the model; for one of text, captions or the text encoder are missing.
         UsageError: the batch cannot be shared evenly among the timestep clusters.
     """
-    model = require_class_conditional(parents[0])
-    data, fields = resolve_data(config, parents, model.image_size)
+    model = read_config(parents[0])
+    data, fields = resolve_captioned(config, parents, model, model.image_size)
     require_fit(parents[0], data)
     clip = {"clip_grad": METHODS[config.mtl].clip_grad} if config.mtl != NONE else {}
     resolved = replace(
@@ -112,11 +112,13 @@ def run(job: Job[Config]) -> Outcome:
     from finectl.training.loop import fit
     from finectl.training.multitask.clusters import Stratified
     from finectl.training.run import Loss, plain_loss, uniform_timesteps
+    from finectl.training.texts import conditioned
 
     config = job.config
     model = load_model(job.parents[0], config.weights)
     train = load(config.data or "", "train", config.image_size, data_options(config, job))
     held = load(config.data or "", "heldout", config.image_size, data_options(config, job))
+    train, held = conditioned(job, [model], train, held, dropout=config.caption_dropout)
     device = resolve_device(job.execution.device, job.world.local_rank)
     heldout = heldout_evaluator(held, device, diffusion=model.config.diffusion)
     loss: Loss = plain_loss
@@ -134,7 +136,7 @@ def run(job: Job[Config]) -> Outcome:
         tasks=tasks,
     )
     if job.world.leads:
-        save_model(job.directory, model.config, trained.state, trained.ema)
+        save_model(job.directory, read_config(job.parents[0]), trained.state, trained.ema)
     return Outcome(metrics=tasks.metrics() if tasks else {}, cost=trained.cost)
 
 
@@ -152,6 +154,8 @@ STAGE = Stage(
     reads=lambda config: Reads("model", ("model",)),
     plan=plan,
     run=run,
+    locations=("data", "text_encoder"),
+    unchanged_at=unchanged("text_digest", "caption_dropout"),
     shares_work=True,
     measure=measure,
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finectl.artifacts.job import Execution
 from finectl.models.io import ModelConfig, total_parameters
 from finectl.models.presets import FREQUENCIES, DiTConfig
+from finectl.models.unet_config import is_text_model
 from finectl.training.settings import PAPER, TrainSettings
 from finectl.world import World
 
@@ -113,7 +114,7 @@ def measure_training(
     few, more = MEASURED_IMAGES.get(device.type, MEASURED_IMAGES["cpu"])
     run = trial_run(config, execution, more)
     if teacher is not None:
-        run.loss = Consistency(build_model(teacher).to(device))
+        run.loss = Consistency(_with_trial_texts(build_model(teacher)).to(device))
     seconds = {}
     for images in (few, few, more):  # the first one warms up
         run.batches = Batches(run.batches.data, images, 0, device, World())
@@ -161,7 +162,7 @@ def trial_run(config: ModelConfig, execution: Execution, images: int) -> Run:
     info = DataInfo("trial", "", images, images, 0, config.image_size, config.channels, classes, (), False)
     x0 = torch.randn(images, config.channels, config.image_size, config.image_size, generator=random)
     data = ImageSet.in_memory(info, "train", x0, torch.randint(classes, (images,), generator=random))
-    model = build_model(config)
+    model = _with_trial_texts(build_model(config))
     if isinstance(model, DiT):
         initialize_(model, random)
     model.to(device).train()
@@ -190,3 +191,14 @@ def trial_run(config: ModelConfig, execution: Execution, images: int) -> Run:
         ema=Ema(model.named_parameters(), settings.ema),
         arithmetic=Arithmetic.of(device, execution.dtype),
     )
+
+
+def _with_trial_texts(model: Any) -> Any:
+    """Give a model of text a random table, whose first row is the one that the trial's labels name."""
+    if is_text_model(model.config):
+        from finectl.models.unet import condition
+        from finectl.training.flops import TEXT_LENGTH
+        from finectl.training.texts import TrialTexts
+
+        condition(model, TrialTexts(2, TEXT_LENGTH, model.config.network["cross_attention_dim"]), 0.0)
+    return model

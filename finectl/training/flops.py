@@ -16,13 +16,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from finectl.models.io import ModelConfig, build_model
-from finectl.models.unet_config import UNetConfig
+from finectl.models.unet_config import UNetConfig, is_text_model
 from finectl.training.batches import Batches, share_of
 from finectl.training.consistency import Consistency
 from finectl.training.distill import Distillation
 from finectl.training.estimate import forward_flops
 from finectl.training.multitask.tasks import Tasks
 
+TEXT_LENGTH = 77
+"""Vectors a text where no encoder says it: CLIP's."""
 PASSES = 3
 """Forward passes that an update is worth: its own, and a backward pass of two."""
 
@@ -145,9 +147,12 @@ def _trace(config: ModelConfig, images: int, trained: Collection[str] | None) ->
                 parameter.requires_grad_(trained is None or name in trained)
             x = torch.zeros(images, config.channels, config.image_size, config.image_size)
             zeros = torch.zeros(images, dtype=torch.int64)
+            y = zeros
+            if isinstance(config, UNetConfig) and is_text_model(config):
+                y = torch.zeros(images, config.text_length or TEXT_LENGTH, config.network["cross_attention_dim"])
             # The counter does not know the fused attention of a CPU.
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                model(x, zeros, zeros)
+                model(x, zeros, y)
     except RuntimeError:  # an operation that needs values
         return None
     return int(counter.get_total_flops())

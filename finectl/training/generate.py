@@ -13,9 +13,10 @@ from finectl.data.images import to_uint8
 from finectl.diffusion import sampling
 from finectl.models.dit import DiT
 from finectl.models.io import load_model
-from finectl.models.unet import UNet
+from finectl.models.unet import UNet, condition
 from finectl.models.vae import Vae, load_vae
 from finectl.training.device import arithmetic
+from finectl.training.texts import Prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Generator:
         seed: Seed of the run.
         device: Where to compute.
         dtype: Arithmetic, as `--dtype` names it.
+        prompts: What images are generated of, for a model of text; it has been given their table.
     """
 
     model: DiT | UNet
@@ -41,6 +43,7 @@ class Generator:
     seed: int
     device: torch.device
     dtype: str
+    prompts: Prompts | None = None
 
     @classmethod
     def of(
@@ -56,10 +59,14 @@ class Generator:
         guidance: float,
         seed: int,
         dtype: str,
+        prompts: Prompts | None = None,
     ) -> Generator:
         """Load a model and its autoencoder; see the class for the rest."""
+        model = load_model(artifact, weights, checkpoint)
+        if prompts is not None:
+            condition(model, prompts.table, 0.0)
         return cls(
-            load_model(artifact, weights, checkpoint).to(device).eval(),
+            model.to(device).eval(),
             load_vae(vae, device) if vae else None,
             scheduler,
             sampling_steps,
@@ -67,6 +74,7 @@ class Generator:
             seed,
             device,
             dtype,
+            prompts,
         )
 
     def images(self, first: int, labels: Sequence[int], after_step: Callable[[], None] | None = None) -> Tensor:
@@ -74,7 +82,7 @@ class Generator:
 
         Args:
             first: Number of its first image; image k depends on `seed` and k alone.
-            labels: The class of each image.
+            labels: The class of each image, or the row of its prompt.
             after_step: Called after each step of the reverse process.
 
         Returns:

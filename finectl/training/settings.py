@@ -10,6 +10,7 @@ from typing import Any
 
 from finectl.artifacts.job import Job
 from finectl.artifacts.store import Artifact
+from finectl.data.captions import ALL, NONE
 from finectl.data.sources import DEFAULT_RESIZE_FILTER, DataInfo, DataOptions, absolute_spec, describe
 from finectl.errors import InputError, UsageError
 from finectl.models.io import read_config
@@ -191,7 +192,7 @@ def settings_of(config: Any) -> TrainSettings:
 
 
 def resolve_data(
-    config: DataFields, parents: Sequence[Artifact], image_size: int | None = None
+    config: DataFields, parents: Sequence[Artifact], image_size: int | None = None, captions: str = NONE
 ) -> tuple[DataInfo, dict[str, Any]]:
     """Describe the data that `--data` names: without it, that of the input artifact, else the bundled digits.
 
@@ -199,6 +200,7 @@ def resolve_data(
         config: The options.
         parents: The input artifacts.
         image_size: The size to load at where the options name none.
+        captions: What is read of the images' captions, as `DataOptions` says.
 
     Returns:
         The data set, and the fields of `DataFields` as they are resolved.
@@ -217,6 +219,7 @@ def resolve_data(
         resize_filter=config.resize_filter or inherited.get("resize_filter") or DEFAULT_RESIZE_FILTER,
         flip=getattr(config, "flip", False),
         skip_bad=bool(inherited.get("skip_bad") if config.skip_bad is None else config.skip_bad),
+        captions=captions,
     )
     info = describe(located, config.image_size or image_size, options)
     resolved = {
@@ -236,6 +239,7 @@ def data_options(config: DataFields, job: Job[Any]) -> DataOptions:
         skip_bad=bool(config.skip_bad),
         console=job.console,
         check=job.stop_if_requested,
+        captions=ALL if getattr(config, "text_encoder", None) else NONE,
     )
 
 

@@ -11,15 +11,20 @@ import yaml
 from support import ROOT, Ran, run_cli
 
 from finectl.cli.commands import COMMANDS
+from finectl.cli.gen_weights import STEPS
 from finectl.cli.main import build_command
 from finectl.cli.recipe import load_recipe
 from finectl.errors import EXIT_INPUT, EXIT_USAGE
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 STAGES = ("encode", "convert", "condense", "extract", "init", "train", "finetune-ranges", "sample", "evaluate")
+STAGES += tuple(f"gen-weights-{step}" for step in STEPS)
 
 
 def parameters(stage: str) -> list[str]:
+    step = stage.removeprefix("gen-weights-")
+    if step != stage:
+        return [parameter.name for parameter in build_command(step, STEPS).params]
     return [parameter.name for parameter in build_command(stage).params]
 
 
@@ -139,8 +144,11 @@ def test_every_stage_has_an_option_for_every_field_of_its_config() -> None:
     import importlib
 
     for stage in STAGES:
-        declared = importlib.import_module(f"finectl.stages.{stage.replace('-', '_')}").STAGE
-        assert declared.name == stage in COMMANDS
+        step = stage.removeprefix("gen-weights-")
+        module = stage.replace("-", "_") if step == stage else f"gen_weights.{step}"
+        declared = importlib.import_module(f"finectl.stages.{module}").STAGE
+        assert declared.name == stage
+        assert stage in COMMANDS or step in STEPS
         fields = {field.name for field in dataclasses.fields(declared.config)}
         known = set(parameters(stage))
         assert {name for name in fields - known if not name.endswith("_digest")} == set()

@@ -127,7 +127,7 @@ def setting_of(family: Family, **options: Any) -> Any:
     from finectl.data.sources import DataOptions
 
     config = SimpleNamespace(images=6, batch_size=4, seed=3, timesteps=4, **options)
-    job = SimpleNamespace(config=config, console=Console(quiet=True))
+    job = SimpleNamespace(config=config, console=Console(quiet=True), data=None)
     parts = Parts.of([open_artifact(family.experts)], based=False)
 
     class Plain(Setting):

@@ -369,10 +369,15 @@ def test_stable_diffusion_goes_both_ways(workspace: Path, tmp_path: Path, way: s
         assert torch.equal(loaded.unet.eval()(x, t, encoder_hidden_states=text).sample, wanted)
     assert loaded.scheduler.config.beta_end == 0.012
     assert not [path for path in export.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
-    for stage in ("train", "sample", "evaluate"):
-        refused = run_cli(stage, model)
-        assert refused.code == 3, stage
-        assert "text" in refused.err
+    made = run_cli("sample", model, "--prompt", "a b", "--samples", 1, "--sampling-steps", 1, "--guidance", 2).path
+    assert json.loads((made / "prompts.json").read_text()) == ["a b"]
+    config_of_run = whole(made).manifest.config
+    place = model / "components" if way == "copy" else tmp_path / "sd"
+    assert config_of_run["text_encoder"] == str(place / "text_encoder") and config_of_run["text_digest"]
+    unnamed = run_cli("sample", model)
+    assert unnamed.code == 2 and "--prompts FILE" in unnamed.err
+    uncaptioned = run_cli("train", model, "--data", "latents:/nowhere")
+    assert uncaptioned.code == 3 and "latents" in uncaptioned.err
 
 
 def test_weights_without_the_average_of_stable_diffusion_are_the_raw_ones(workspace: Path, tmp_path: Path) -> None:

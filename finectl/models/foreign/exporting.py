@@ -25,6 +25,7 @@ NEEDED = {"DiTPipeline": ("vae",), "StableDiffusionPipeline": ("vae", "text_enco
 """Pipeline -> the parts without which it is nothing."""
 
 FOLD = "finectl merge MODEL --method linear --weights 1 --fold"
+LOADER = "Projections in diffusers"
 
 LOAD_DIFFUSERS = """# How to load this
 
@@ -137,10 +138,13 @@ def require_no_projections(config: ModelConfig) -> None:
         return
     kept = [place for place in config.places if not place.convolutions]
     reason = f"; {len(kept)} cannot be folded, such as that of {kept[0].where}: {kept[0].reason}" if kept else ""
+    retrain = "fine-tune it with --projection none"
+    if isinstance(config, UNetConfig):
+        retrain = f"load it as finectl's README says ({LOADER}), or fine-tune it with --projection {FOLDABLE}"
     raise InputError(
         f"the model has {len(config.places)} channel-wise projections, for which other tools have no place{reason}",
         expected="a model without projections, or one whose projections are folded into its convolutions",
-        fix=f"fine-tune it with --projection {FOLDABLE} or none" if kept else FOLD,
+        fix=retrain if kept else FOLD,
     )
 
 

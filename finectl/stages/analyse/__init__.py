@@ -18,7 +18,7 @@ from finectl.artifacts.job import InheritedData, Job, Outcome, Plan, Reads, Stag
 from finectl.artifacts.store import Artifact
 from finectl.data.sources import DataInfo
 from finectl.errors import InputError, UsageError
-from finectl.models.io import read_config, require_class_conditional, total_parameters
+from finectl.models.io import read_config, total_parameters
 from finectl.models.parts import Parts, require_same
 from finectl.stages.analyse.config import (
     ACTIVATIONS,
@@ -34,7 +34,8 @@ from finectl.stages.analyse.config import (
     parse_only,
     parse_plane,
 )
-from finectl.training.settings import require_fit, resolve_data
+from finectl.training.settings import require_fit
+from finectl.training.text_settings import resolve_captioned, unchanged
 
 EXPERTS = "experts"
 METRICS = "metrics.json"
@@ -142,10 +143,11 @@ def resolve_images(config: Config, parts: Parts, parents: Sequence[Artifact]) ->
     """Return the data set, and the fields of `DataFields` as they are resolved.
 
     Raises:
-        InputError: the data is missing or does not fit, or the models are conditioned on text.
+        InputError: the data is missing or does not fit; for models of text, captions or the text encoder are.
     """
-    model = require_class_conditional(parents[0])
-    data, fields = resolve_data(config, [parents[0]], model.image_size if config.data is None else None)
+    model = read_config(parents[0])
+    size = model.image_size if config.data is None else None
+    data, fields = resolve_captioned(config, [parents[0]], model, size)
     require_fit(parents[0], data)
     return data, fields
 
@@ -207,5 +209,6 @@ STAGE = Stage(
     reads=reads,
     plan=plan,
     run=run,
-    locations=("data", "base", "merged"),
+    locations=("data", "base", "merged", "text_encoder"),
+    unchanged_at=unchanged("text_digest"),
 )

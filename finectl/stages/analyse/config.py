@@ -9,6 +9,7 @@ from typing import Any
 from finectl.errors import UsageError
 from finectl.registry import nearest
 from finectl.training.settings import DataFields
+from finectl.training.text_settings import TextFields
 
 NORMS, COSINES, GRADIENTS, LANDSCAPE, ACTIVATIONS = "norms", "cosines", "gradients", "landscape", "activations"
 ANALYSES = (NORMS, COSINES, GRADIENTS, LANDSCAPE, ACTIVATIONS)
@@ -25,12 +26,12 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "draws": (LANDSCAPE,),
     "plane": (LANDSCAPE,),
     "grid": (LANDSCAPE,),
-    **dict.fromkeys(DataFields.__dataclass_fields__, OF_DATA),
+    **dict.fromkeys((*DataFields.__dataclass_fields__, "text_encoder", "text_digest"), OF_DATA),
 }
 
 
 @dataclass(frozen=True)
-class Config(DataFields):
+class Config(DataFields, TextFields):
     """The options of `finectl analyse`; None is a default that depends on the input or the data."""
 
     base: str | None
@@ -107,4 +108,6 @@ DEFAULTS: dict[str, Any] = {
     "plane": "0,1",
     "grid": 9,
     **dict.fromkeys(DataFields.__dataclass_fields__),
+    "text_encoder": None,
+    "text_digest": "",
 }

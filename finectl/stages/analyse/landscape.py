@@ -138,7 +138,7 @@ def _measured(
     borders = setting.parts.borders or (0, diffusion.timesteps)
     ranges = list(pairwise(borders)) if len(borders) > 2 else []
     candidates = Candidates(
-        build_model(setting.parts.config),
+        setting.conditioned(build_model(setting.parts.config)),
         setting.base_state(),
         [load_tensors(setting.parts.files[index]) for index in pair],
         setting.device,
@@ -146,7 +146,7 @@ def _measured(
     with setting.job.console.progress("landscape", config.grid**2 + len(points), unit="point") as progress:
         values = [measure(candidates.at(point.pop("weights"))) for point in points]
         rows = [[measure(candidates.at(plane.weights(a, b))) for a in axes[0]] for b in axes[1]]  # (G, G, 1 + ranges)
-        own = measure(load_model(merged).to(setting.device).eval()) if merged is not None else None
+        own = measure(setting.conditioned(load_model(merged)).to(setting.device).eval()) if merged is not None else None
     for point, value in zip(points, values, strict=True):
         point["loss"] = value[0]
         point["ranges"] = value[1:]

@@ -13,13 +13,16 @@ from finectl.adapters.projection import identity_state
 from finectl.artifacts.job import Job
 from finectl.artifacts.tensors import load_tensors
 from finectl.data.dataset import ImageSet, load
+from finectl.data.sources import DataInfo
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.io import build_model
 from finectl.models.parts import Parts
+from finectl.models.unet import condition
 from finectl.stages.analyse.config import Config
 from finectl.training.device import resolve_device
 from finectl.training.settings import data_options
+from finectl.training.texts import Captions
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Setting:
         """Return the fixed, class-balanced images of a split that are looked at, `--images` of them or all."""
         config = self.job.config
         found = load(config.data or "", split, config.image_size, data_options(config, self.job))
+        found = found if self._captions is None else self._captions.of(found)
         return found.subset(min(config.images, len(found)), config.seed)
 
     def base_state(self) -> dict[str, Tensor]:
@@ -60,7 +64,22 @@ class Setting:
         """Return the network of these weights on the device, in evaluation mode."""
         network = build_model(self.parts.config)
         network.load_state_dict(state)
-        return network.to(self.device).eval().requires_grad_(False)
+        return self.conditioned(network).to(self.device).eval().requires_grad_(False)
+
+    def conditioned(self, network: Any) -> Any:
+        """Let the labels of a network of text stand for captions; another one is returned as it is."""
+        if self._captions is not None:
+            condition(network, self._captions.table, 0.0)
+        return network
+
+    @cached_property
+    def _captions(self) -> Captions | None:
+        """The captions of the data set, for models of text."""
+        info, config = self.job.data, self.job.config
+        if not isinstance(info, DataInfo) or info.text is None:
+            return None
+        held = load(config.data or "", "heldout", config.image_size, data_options(config, self.job))
+        return Captions.opened(self.job, held, info, self.device)
 
     def noise(self, purpose: str, index: int, shape: tuple[int, ...]) -> Tensor:
         """Return the noise of an analysis on the CPU, a function of `--seed`, the purpose and an index alone."""

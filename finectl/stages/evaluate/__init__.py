@@ -20,6 +20,7 @@ from finectl.metrics.report import row_names
 from finectl.stages.evaluate.config import Condition, Config
 from finectl.stages.evaluate.setup import Setup, extractor_key, needs_reference
 from finectl.stages.evaluate.subjects import Subject, describe, list_subjects, logged_losses
+from finectl.training.text_settings import unchanged
 
 if TYPE_CHECKING:
     from finectl.metrics.measure import Against
@@ -172,6 +173,7 @@ def loss_record(work: Work, number: int, subject: Subject) -> dict[str, Any]:
         "weights": config.weights,
         "prediction": diffusion.prediction,
         "noise_schedule": sha256_json(asdict(diffusion)),
+        **({"text_encoder": config.text_digest} if config.text_digest else {}),
     }
     return {**summary, "n": summary["images"], "protocol": same}
 
@@ -204,7 +206,11 @@ STAGE = Stage(
     plan=plan,
     run=run,
     verdict=verdict,
-    locations=("data", "vae", "reference", "images", "inception", "clip", "dino", "lpips", "features_weights"),
+    locations=(
+        *("data", "vae", "reference", "images", "inception", "clip", "dino", "lpips", "features_weights"),
+        "text_encoder",
+    ),
+    unchanged_at=unchanged("text_digest"),
     presentation=("format", "fail_if"),
     prints=printed,
     shares_work=True,

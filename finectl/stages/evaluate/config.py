@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from finectl.errors import UsageError
 from finectl.metrics import ALIASES, METRICS
 from finectl.training.settings import DataFields
+from finectl.training.text_settings import TextFields
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -21,7 +22,7 @@ CONDITION = re.compile(r"\s*([\w-]+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
 
 
 @dataclass(frozen=True)
-class Config(DataFields):
+class Config(DataFields, TextFields):
     """The options of `finectl evaluate`; the digests are of what others name, and are found while planning."""
 
     metrics: str | None

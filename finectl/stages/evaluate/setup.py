@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finectl.artifacts.lineage import INITIALISING
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import tensor_shapes
+from finectl.data.captions import ALL, NONE
 from finectl.data.files import FilesInfo, describe_files
 from finectl.data.sources import DataInfo, DataOptions
 from finectl.errors import InputError, UsageError
@@ -17,12 +18,12 @@ from finectl.metrics.features import DIGITS, EXTRACTORS, TORCHVISION, ExtractorI
 from finectl.metrics.paired import describe_lpips
 from finectl.metrics.reference import ReferenceInfo, describe_reference, require_extractor
 from finectl.models.autoencoder import find_autoencoder
-from finectl.models.io import checkpoints, read_config, require_class_conditional, require_null_class
+from finectl.models.io import checkpoints, read_config, require_null_class
 from finectl.stages.evaluate.config import Config, parse_metrics
 from finectl.training.settings import require_fit, resolve_data
+from finectl.training.text_settings import resolve_text
 
 SAMPLES = "samples.safetensors"
-PROMPTS = "prompts.json"
 DIGITS_SHAPE = (1, 8)
 ON_DIGITS = ["frechet", "accuracy"]
 
@@ -78,10 +79,12 @@ class Setup:
         """
         models = [parent for parent in parents if parent.kind != "samples"]
         files = describe_images(config)
-        data, fields = _data(config, parents)
+        text, text_fields = _text(config, models)
+        data, fields = _data(config, parents, ALL if text else NONE)
+        data, fields = replace(data, text=text) if data and text else data, {**fields, **text_fields}
         vae = _models(config, models, data)
         shape = _shape(parents, vae)
-        metrics, notes = _metrics(config, models, shape)
+        metrics, notes = _metrics(config, models, shape, with_prompts=text is not None)
         options = FeatureOptions.of(config)
         extractors, outputs = _extractors(metrics, options)
         lpips = describe_lpips(config.lpips) if "lpips" in metrics else None
@@ -129,7 +132,30 @@ def describe_images(config: Config) -> FilesInfo | None:
     return describe_files(argument, DataOptions(skip_bad=bool(config.skip_bad)))
 
 
-def _data(config: Config, parents: Sequence[Artifact]) -> tuple[DataInfo | None, dict[str, Any]]:
+def _text(config: Config, models: Sequence[Artifact]) -> tuple[Any, dict[str, Any]]:
+    """Return the one text encoder of all models, None where they take no text, and the fields of `TextFields`.
+
+    Raises:
+        UsageError: an encoder is named, and no model takes text.
+        InputError: the encoder is missing, or the models differ in what conditions them.
+    """
+    if not models:
+        if config.text_encoder is not None:
+            raise UsageError("--text-encoder is of models, and there are none", fix="leave --text-encoder out")
+        return None, {}
+    found = [resolve_text(config, artifact, read_config(artifact)) for artifact in models]
+    for artifact, (record, _) in zip(models, found, strict=True):
+        if (record or {}).get("digest") != (found[0][0] or {}).get("digest"):
+            raise InputError(
+                f"{models[0].path} and {artifact.path} are not conditioned on the same: one takes no text, or that of "
+                "another encoder",
+                expected="models of one kind",
+                fix="evaluate them one by one",
+            )
+    return found[0]
+
+
+def _data(config: Config, parents: Sequence[Artifact], captions: str) -> tuple[DataInfo | None, dict[str, Any]]:
     """Return the data set of the models; None where nothing needs one."""
     loose = {"data": config.data, "image_size": config.image_size}
     loose |= {"resize_filter": config.resize_filter or "bicubic", "skip_bad": bool(config.skip_bad)}
@@ -143,7 +169,7 @@ def _data(config: Config, parents: Sequence[Artifact]) -> tuple[DataInfo | None,
         size = _samples_shape(parents[0])[1]
     elif not only_samples:
         size = read_config(next(parent for parent in parents if parent.kind != "samples")).image_size
-    data, fields = resolve_data(config, parents, size)
+    data, fields = resolve_data(config, parents, size, captions)
     return data, fields if config.images is None else {**fields, "image_size": None}
 
 
@@ -151,7 +177,7 @@ def _models(config: Config, models: Sequence[Artifact], data: DataInfo | None) -
     """Check that the models can be sampled and take the data; return the autoencoder of their latents."""
     found: list[dict[str, Any] | None] = []
     for artifact in models:
-        model = require_class_conditional(artifact)
+        model = read_config(artifact)
         require_null_class(model, config.guidance)
         if data is not None:
             require_fit(artifact, data)
@@ -202,7 +228,7 @@ def _shape(parents: Sequence[Artifact], vae: dict[str, Any] | None) -> tuple[int
 
 
 def _metrics(
-    config: Config, models: Sequence[Artifact], shape: tuple[int, int] | None
+    config: Config, models: Sequence[Artifact], shape: tuple[int, int] | None, *, with_prompts: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the metrics, by default those that need no file of weights, and a note on what was left out."""
     fits = shape == DIGITS_SHAPE or config.features is not None
@@ -226,7 +252,7 @@ def _metrics(
             expected="other features: --features torchvision:NAME --features-weights FILE",
             fix="--metrics fid,kid, with --inception FILE",
         )
-    paired = [name for name in names if METRICS[name].paired or name == "clip-score"]
+    paired = [name for name in names if METRICS[name].paired or (name == "clip-score" and not with_prompts)]
     if paired and models:
         raise UsageError(
             f"--metrics {','.join(paired)} are of images with a pair or a prompt, and {models[0].path} makes neither",

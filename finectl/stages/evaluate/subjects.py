@@ -11,13 +11,14 @@ from finectl.artifacts.job import Job
 from finectl.artifacts.lineage import Ancestry, ancestor_cost, model_chain, stored_bytes, total_cost, trace
 from finectl.artifacts.store import Artifact, Workspace, open_artifact
 from finectl.artifacts.tensors import tensor_shapes
+from finectl.data.captions import PROMPTS
 from finectl.data.files import open_files
 from finectl.data.sources import DataOptions
 from finectl.errors import FinectlError, InputError
 from finectl.metrics.report import row_names
 from finectl.models.io import checkpoints, read_config, total_parameters
 from finectl.stages.evaluate.config import Config
-from finectl.stages.evaluate.setup import PROMPTS, SAMPLES, Setup
+from finectl.stages.evaluate.setup import SAMPLES, Setup
 from finectl.training.log import NAME as LOG
 from finectl.training.log import read_log
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from finectl.metrics.sources import Source
     from finectl.training.generate import Generator
+    from finectl.training.texts import Prompts
 
 # What decides the images of a `samples` artifact, of those fields that `evaluate` has as well.
 SAMPLING = ("weights", "scheduler", "sampling_steps", "guidance", "seed", "vae_digest")
@@ -120,12 +122,17 @@ def find_samples(workspace: Workspace, subject: Subject, config: Config) -> Arti
         of_this = [parent.digest for parent in made.manifest.parents] == [subject.artifact.manifest.digest]
         same = all(given.get(key, "") == getattr(config, key) for key in SAMPLING)
         in_turn = given.get("labels") == ",".join(map(str, range(classes)))
+        if config.text_digest:  # the held-out captions in turn
+            same = same and given.get("text_digest") == config.text_digest
+            in_turn = not given.get("prompt") and not given.get("prompts") and made.manifest.data["name"] == config.data
         if of_this and same and in_turn and int(given.get("samples", 0)) >= config.samples:
             return made
     return None
 
 
-def load_generator(job: Job[Config], setup: Setup, subject: Subject, device: torch.device) -> Generator:
+def load_generator(
+    job: Job[Config], setup: Setup, subject: Subject, device: torch.device, prompts: Prompts | None = None
+) -> Generator:
     """Load the model of a row.
 
     Raises:
@@ -147,6 +154,7 @@ def load_generator(job: Job[Config], setup: Setup, subject: Subject, device: tor
         guidance=config.guidance,
         seed=config.seed,
         dtype=job.execution.dtype,
+        prompts=prompts,
     )
 
 

@@ -35,6 +35,7 @@ from finectl.training.device import arithmetic, resolve_device
 from finectl.training.distributed import join, lost_peers_as_errors
 from finectl.training.generate import Generator
 from finectl.training.settings import data_options
+from finectl.training.texts import Captions, Prompts
 
 if TYPE_CHECKING:
     from finectl.metrics.features.clip import ClipFeatures
@@ -55,6 +56,7 @@ class Work:
         heldout: The images of the loss, if that is wanted.
         reference: What the images are compared with.
         shares: How the processes share chunks.
+        prompts: The held-out captions, of which models of text generate images.
     """
 
     job: Job[Config]
@@ -65,6 +67,7 @@ class Work:
     heldout: ImageSet | None
     reference: ReferenceWork
     shares: Shares
+    prompts: Prompts | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -80,9 +83,15 @@ class Work:
         heldout = None
         if "loss" in setup.metrics and setup.data is not None:
             heldout = load(setup.data.name, "heldout", config.image_size, data_options(config, job))
+        prompts = None
+        if setup.data is not None and setup.data.text is not None:
+            part = heldout or load(setup.data.name, "heldout", config.image_size, data_options(config, job))
+            captions = Captions.opened(job, part, setup.data, device)
+            prompts = Prompts.of_captions(captions, part)
+            heldout = None if heldout is None else captions.of(heldout)
         reference = ReferenceWork(job, setup, networks, device, shares)
         with FeatureExtraction(networks, setup.outputs, job.execution.workers) as extraction:
-            work = cls(job, setup, device, extraction, lpips, heldout, reference, shares)
+            work = cls(job, setup, device, extraction, lpips, heldout, reference, shares, prompts)
             with lost_peers_as_errors(job.world):
                 yield work
 
@@ -97,7 +106,7 @@ class Work:
         made = find_samples(self.job.workspace, subject, self.job.config) if sampled else None
         source = open_images(self.job.config, self.setup, subject, made) if sampled else None
         if not lossless or (sampled and source is None):
-            generator = load_generator(self.job, self.setup, subject, self.device)
+            generator = load_generator(self.job, self.setup, subject, self.device, self.prompts)
             if not lossless:
                 self._measure_loss(number, subject, generator)
             if sampled and source is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from finectl.artifacts.tensors import load_tensors
 from finectl.errors import EXIT_INPUT, EXIT_USAGE
 from finectl.models.candidates import Candidates
 from finectl.models.io import load_model, load_weights, read_config
+from finectl.stages.merge.searching import settled
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +225,15 @@ def test_a_full_disk_leaves_nothing(family: Family, monkeypatch: pytest.MonkeyPa
 def test_nothing_to_fold_is_said(family: Family) -> None:
     ran = family.merge(*family.models, "--base", family.base, "--weights", "1,1", "--fold")
     assert ran.code == EXIT_USAGE and "no projections" in ran.err
+
+
+def test_a_control_that_is_better_than_what_the_search_found_is_the_merged_model() -> None:
+    def row(name: str, weights: list[float] | None, value: float) -> dict[str, Any]:
+        return {"name": name, "weights": weights, "value": value}
+
+    found, theta_0 = row("merged", [0.3, 0.1], 2.0), row("theta_0", [0.0, 0.0], 1.5)
+    rows = [found, theta_0, row("sum", [1.0, 1.0], math.nan), row("ensemble", None, 1.0)]
+    less = settled(rows, 1)
+    assert less[0] == {**theta_0, "name": "merged"}, "the ensemble is no merged model"
+    assert less[1] == {**found, "name": "best of the search"} and less[2:] == rows[1:]
+    assert settled(rows, -1) == rows, "where more is better"

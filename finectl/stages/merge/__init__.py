@@ -174,7 +174,7 @@ def fold(job: Job[Config], parts: Parts) -> list[str]:
 
 STAGE = Stage(
     name="merge",
-    version=1,
+    version=2,
     makes="model",
     config=Config,
     reads=reads,

@@ -9,6 +9,7 @@ Reference: DeMe, arXiv 2410.06664, section 8; the controls are ours.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -62,18 +63,37 @@ def search(job: Job[Config], parts: Parts) -> tuple[tuple[float, ...], dict[str,
     history = run.search()
     run.publish(history)
     chosen = winner(history, job.config.rescored)
-    controls = run.controls(chosen)
-    run.show(chosen, controls)
+    controls = settled(run.controls(chosen), run.sign)
+    run.show(controls)
     asked = {entry.candidate for entry in history if entry.noise == 0}
-    return chosen.candidate, {
+    merged = controls[0]
+    return tuple(merged["weights"]), {
         "objective": run.objective.metric,
-        "value": run.sign * chosen.value,
+        "value": merged["value"],
         "candidates_measured": len(asked),
         "samples_measured": sum(entry.samples for entry in history),
         "controls": controls,
         "task_vector_norms": run.candidates.norms(),
         "task_vector_cosines": run.candidates.cosines(),
     }
+
+
+def settled(rows: Sequence[dict[str, Any]], sign: float) -> list[dict[str, Any]]:
+    """Let a control be the merged model where it is better than what the search found: it costs nothing more.
+
+    Args:
+        rows: The winner of the search, `merged`, and then the controls, all measured on the same noise.
+        sign: 1 where less is better, -1 where more is.
+
+    Returns:
+        The same with the best weights in front, under the name `merged`; what the search found then comes second.
+    """
+    found = rows[0]
+    weighed = [row for row in rows if row["weights"] is not None and math.isfinite(row["value"])]
+    best = min(weighed, key=lambda row: sign * row["value"], default=found)
+    if best["weights"] == found["weights"]:
+        return list(rows)
+    return [{**best, "name": found["name"]}, {**found, "name": "best of the search"}, *rows[1:]]
 
 
 class Run:
@@ -193,7 +213,7 @@ class Run:
             condition(ensemble, self.measuring.prompts.table, 0.0)
         return ensemble.to(self.device).eval()
 
-    def show(self, chosen: Measured, controls: Sequence[dict[str, Any]]) -> None:
+    def show(self, controls: Sequence[dict[str, Any]]) -> None:
         """Print the table."""
         name = self.objective.metric
         cells = [

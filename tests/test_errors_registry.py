@@ -82,8 +82,8 @@ def test_listing_the_tables_imports_nothing_heavy() -> None:
 
 def test_every_stage_makes_and_reads_known_kinds() -> None:
     # `convert --to` makes exports instead of models, `evaluate` statistics beside its evaluation, `finetune-ranges`
-    # experts out of one artifact each.
-    made = {"export", "statistics", "experts"}
+    # experts out of one artifact each, `gen-weights collect --shard` a part of its weights.
+    made = {"export", "statistics", "experts", "weight-shard"}
     names = ("encode", "convert", "condense", "extract", "init", "train", "sample", "evaluate")
     for name in (*names, "finetune_ranges", "merge", "analyse"):
         stage = importlib.import_module(f"finectl.stages.{name}").STAGE

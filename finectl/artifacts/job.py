@@ -260,6 +260,7 @@ class InheritedData:
     vae: Mapping[str, Any] | None = None
     captions: str = ""
     text: Mapping[str, Any] | None = None
+    whole: str = ""
 
     @classmethod
     def of(cls, artifact: Artifact) -> InheritedData | None:

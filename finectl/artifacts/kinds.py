@@ -31,7 +31,9 @@ KINDS: dict[str, Kind] = {
     "pairs": Kind("images before and after each concept's edit", "finectl gen-weights pairs"),
     "gan": Kind("a generator of edited images with its discriminator", "finectl gen-weights base"),
     "weight-dataset": Kind("low-rank weights of many concepts", "finectl gen-weights collect"),
+    "weight-shard": Kind("low-rank weights of some concepts", "finectl gen-weights collect --shard 1/4"),
     "weight-generator": Kind("a diffusion model of weights", "finectl gen-weights train"),
+    "tuned-gan": Kind("a generator of edited images fine-tuned to one concept", "finectl gen-weights tune"),
     "lora": Kind("low-rank weights of one concept", "finectl gen-weights predict PROMPT"),
     "evaluation": Kind("measurements of one or several models", "finectl evaluate"),
 }
@@ -45,6 +47,9 @@ BECOMES: dict[tuple[str, str], str] = {
     ("export", "model"): "finectl convert {path}",
     ("prompts", "pairs"): "finectl gen-weights pairs {path}",
     ("pairs", "gan"): "finectl gen-weights base {path}",
+    ("gan", "weight-dataset"): "finectl gen-weights collect {path}",
+    ("learngene", "weight-dataset"): "finectl gen-weights collect --target sigma {path}",
+    ("weight-shard", "weight-dataset"): "the command that made it, without --shard and --only, puts all together",
 }
 """Kind that is there, kind that is wanted -> how the one becomes the other."""
 

@@ -19,7 +19,7 @@ def data_record(data: DataRecord | None) -> dict[str, Any]:
     if data is None:
         return {}
     record = {"name": data.name, "fingerprint": data.fingerprint, "count": data.count, "bundled": data.bundled}
-    more = {key: getattr(data, key, None) for key in ("skipped", "vae", "captions", "text")}
+    more = {key: getattr(data, key, None) for key in ("skipped", "vae", "captions", "text", "whole")}
     return {**record, **{key: value for key, value in more.items() if value}}
 
 

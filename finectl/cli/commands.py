@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from finectl.registry import Entry, Registry
+
+
+@dataclass(frozen=True)
+class CommandGroup:
+    """A command that has steps of its own, `finectl COMMAND STEP`.
+
+    Args:
+        steps: Where each step is; nothing of it is imported for help.
+        help: What help says about all of them.
+    """
+
+    steps: Registry[Entry]
+    help: str
+
 
 COMMANDS = Registry(
     "command",
@@ -24,6 +40,9 @@ COMMANDS = Registry(
         "convert": Entry(
             "finectl.cli.convert:convert", "Import other people's checkpoints, or export a model to them."
         ),
+        "gen-weights": Entry(
+            "finectl.cli.gen_weights:GROUP", "Generate the initial weights of a task's model from its text."
+        ),
         "ls": Entry("finectl.cli.ls:ls", "List the artifacts of the workspace."),
         "show": Entry("finectl.cli.show:show", "Show what an artifact is and where it comes from."),
         "verify": Entry("finectl.cli.verify:verify", "Hash artifacts again and check them."),
@@ -31,3 +50,21 @@ COMMANDS = Registry(
         "completion": Entry("finectl.cli.completion:completion", "Print the completion script of a shell."),
     },
 )
+
+
+def section_of(path: str) -> str:
+    """Return the name under which recipes and manifests know a command: `gen-weights prompts` is gen-weights-prompts.
+
+    Args:
+        path: The command as it is typed, with or without the program's name before it.
+    """
+    return "-".join(path.split()[1 if path.startswith("finectl ") else 0 :])
+
+
+def typed(stage: str) -> str:
+    """Return how a stage of a manifest is typed: gen-weights-prompts is `finectl gen-weights prompts`."""
+    if stage not in COMMANDS:
+        for name in COMMANDS:
+            if stage.startswith(f"{name}-"):
+                return f"finectl {name} {stage.removeprefix(f'{name}-')}"
+    return f"finectl {stage}"

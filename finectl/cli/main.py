@@ -13,20 +13,25 @@ from typer.core import TyperGroup
 from typer.exceptions import Exit, TyperException
 
 import finectl
-from finectl.cli.commands import COMMANDS
+from finectl.cli.commands import COMMANDS, CommandGroup
 from finectl.console import Console
 from finectl.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, FinectlError, PeerLostError, UsageError
-from finectl.registry import nearest
+from finectl.registry import Entry, Registry, nearest
 
+NEGATIVE = ("-.", *(f"-{digit}" for digit in range(10)))
+"""What a negative number begins with."""
 DEBUG_VARIABLE = "FINECTL_DEBUG"
 
 
 class LazyGroup(TyperGroup):
     """A group that imports a subcommand's module when that subcommand is called, and for nothing else."""
 
+    table: Registry[Entry] = COMMANDS
+    path = "finectl"
+
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the subcommands in the order of the table."""
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
         """Import one subcommand.
@@ -34,27 +39,55 @@ class LazyGroup(TyperGroup):
         Raises:
             UsageError: there is no such command; the message names the nearest one.
         """
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.table:
             raise UsageError(
-                f"there is no command {cmd_name!r}{nearest(cmd_name, COMMANDS)}",
-                expected=f"one of: {', '.join(COMMANDS)}",
-                fix="finectl --help",
+                f"there is no {self.table.what} {cmd_name!r}{nearest(cmd_name, self.table)}",
+                expected=f"one of: {', '.join(self.table)}",
+                fix=f"{self.path} --help",
             )
-        return build_command(cmd_name)
+        return build_command(cmd_name, self.table)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the subcommands from the table, without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+        with formatter.section("Commands" if self.table is COMMANDS else "Steps"):
+            formatter.write_dl([(name, entry.help) for name, entry in self.table.items()])
 
 
-def build_command(name: str) -> Any:
-    """Return the parsed command object of one subcommand."""
+def build_command(name: str, table: Registry[Entry] = COMMANDS) -> Any:
+    """Return the parsed command object of one subcommand; of one that has steps of its own, the group of them.
+
+    Args:
+        name: A name in the table.
+        table: `COMMANDS`, or the steps of one of its commands.
+    """
+    loaded = table.load(name)
+    if isinstance(loaded, CommandGroup):
+        return _build_group(name, loaded)
     single = typer.Typer(rich_markup_mode=None, add_completion=False)
-    function = COMMANDS.load(name)
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-    single.command(name, cls=getattr(function, "parser", None), context_settings=settings)(function)
+    single.command(name, cls=getattr(loaded, "parser", None), context_settings=settings)(loaded)
     return typer.main.get_command(single)
+
+
+def _build_group(name: str, group: CommandGroup) -> Any:
+    """Return a command whose subcommands are the steps of a table; they are imported when they are called."""
+    steps = type("Steps", (LazyGroup,), {"table": group.steps, "path": f"finectl {name}"})
+    app = typer.Typer(
+        name=name,
+        cls=steps,
+        rich_markup_mode=None,
+        add_completion=False,
+        no_args_is_help=True,
+        subcommand_metavar="STEP [ARGS]...",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        help=group.help,
+    )
+
+    @app.callback()
+    def root() -> None:
+        pass
+
+    return typer.main.get_command(app)
 
 
 def _version(wanted: bool) -> None:
@@ -136,7 +169,10 @@ def _invoke(arguments: list[str]) -> int:
             Console().line(error.format_message())
             return UsageError.exit_code
         where = context.command_path if context else "finectl"
-        raise UsageError(error.format_message().rstrip("."), fix=f"{where} --help") from error
+        # `--weights 0.1, -0.2`: the second number is taken for an option.
+        number = str(getattr(error, "option_name", ""))[:2] in NEGATIVE
+        fix = "write lists of numbers without spaces, such as 0.1,-0.2" if number else f"{where} --help"
+        raise UsageError(error.format_message().rstrip("."), fix=fix) from error
     return code if isinstance(code, int) else EXIT_OK
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finectl.cli.commands import typed
 from finectl.errors import InputError, UsageError
 from finectl.registry import nearest
 
@@ -20,7 +21,7 @@ def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
     Args:
         path: A YAML file with one section a stage, or the manifest.yaml of an artifact of this stage. `FILE:NAME` takes
             the sections under NAME, for a file that holds several variants.
-        stage: The subcommand.
+        stage: The subcommand; of a step `gen-weights-STEP`.
         known: The names of its parameters.
 
     Raises:
@@ -75,7 +76,7 @@ def _from_manifest(path: Path, stage: str, known: Sequence[str]) -> dict[str, An
     if manifest.stage != stage:
         raise UsageError(
             f"{path} was made by '{manifest.stage}', not by '{stage}'",
-            fix=f"finectl {manifest.stage} --recipe {path}",
+            fix=f"{typed(manifest.stage)} --recipe {path}",
         )
     # A digest that is no option is of something that the options name: it is computed again.
     given = {k: v for k, v in manifest.config.items() if v is not None and (k in known or not k.endswith(DIGEST))}
@@ -98,8 +99,8 @@ def _checked(path: Path, stage: str, section: dict[Any, Any], known: Sequence[st
         name = str(key).replace("-", "_")
         if name not in allowed:
             raise UsageError(
-                f"the recipe {path} sets {key!r}, which is no option of 'finectl {stage}'{nearest(name, allowed)}",
-                fix=f"finectl {stage} --help",
+                f"the recipe {path} sets {key!r}, which is no option of '{typed(stage)}'{nearest(name, allowed)}",
+                fix=f"{typed(stage)} --help",
             )
         values[name] = _as_typed(path, key, value, many=name == MANY)
     return values

@@ -66,9 +66,9 @@ def captions_of(info: DataInfo, options: DataOptions, labels: Sequence[int]) -> 
     if read is None or not info.captions:
         raise without_captions(info.name)
     found = tuple(read(argument, info, options, labels))
-    if len(found) != info.count:
+    if len(found) != len(labels):  # of the whole set, also where some classes of it are wanted
         raise InputError(
-            f"{info.name} has {len(found)} captions and {info.count} images",
+            f"{info.name} has {len(found)} captions and {len(labels)} images",
             expected="data that stay as they are until they have been read",
             fix="run the same command again",
         )

@@ -12,7 +12,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from finectl.data.sources import DEFAULT_OPTIONS, SOURCES, DataInfo, DataOptions, describe, heldout_indices, parse_spec
+from finectl.data.classes import chosen_labels
+from finectl.data.sources import (
+    DEFAULT_OPTIONS,
+    SOURCES,
+    DataInfo,
+    DataOptions,
+    describe,
+    heldout_indices,
+    parse_spec,
+    split_classes,
+)
 from finectl.errors import InputError, UsageError
 
 SPLITS = ("train", "heldout")
@@ -216,13 +226,27 @@ def _hash(seed: int, what: str, number: int) -> bytes:
     return hashlib.sha256(f"subset:{seed}:{what}:{number}".encode()).digest()
 
 
+def load_both(spec: str, image_size: int | None = None, options: DataOptions = DEFAULT_OPTIONS) -> ImageSet:
+    """Open all images of a data set, those of both splits in their order; none is ever mirrored.
+
+    Args:
+        spec: As of `load`, and so `image_size` and `options`.
+    """
+    name, argument = parse_spec(spec)
+    info = describe(spec, image_size, options)
+    whole = describe(split_classes(spec)[0], image_size, options) if info.whole else info
+    store: Store = SOURCES.load(name).open_images(argument, whole, options)
+    wanted = torch.isin(store.labels, torch.tensor(chosen_labels(info)))
+    return ImageSet(info, "all", store, wanted.nonzero().flatten() if info.whole else torch.arange(info.count))
+
+
 def load(
     spec: str, split: str = "train", image_size: int | None = None, options: DataOptions = DEFAULT_OPTIONS
 ) -> ImageSet:
     """Open one split of a data set.
 
     Args:
-        spec: A source's name, and after a colon its argument where it takes one.
+        spec: A source's name, and after a colon its argument where it takes one; after # the classes that are wanted.
         split: "train" or "heldout" (20 %, at most 10,000 images, fixed by the data's fingerprint).
         image_size: Side of the images in pixels; None for the set's own.
         options: How images are read; images of the held-out split are never mirrored.
@@ -239,12 +263,16 @@ def load(
         raise UsageError(f"unknown split {split!r}", expected=f"one of: {', '.join(SPLITS)}")
     name, argument = parse_spec(spec)
     info = describe(spec, image_size, options)
-    held = torch.zeros(info.count, dtype=torch.bool)
-    held[list(heldout_indices(info.split_by or info.fingerprint, info.count))] = True
-    indices = (held if split == "heldout" else ~held).nonzero().flatten()  # (N,)
+    whole = describe(split_classes(spec)[0], image_size, options) if info.whole else info
+    held = torch.zeros(whole.count, dtype=torch.bool)
+    held[list(heldout_indices(whole.split_by or whole.fingerprint, whole.count))] = True
+    store: Store = SOURCES.load(name).open_images(argument, whole, options)
+    wanted = held if split == "heldout" else ~held
+    if info.whole:
+        wanted = wanted & torch.isin(store.labels, torch.tensor(chosen_labels(info)))
+    indices = wanted.nonzero().flatten()  # (N,)
     if not len(indices):
         raise InputError(
             f"{spec} holds {info.count} image, which leaves none for the {split} split", expected="at least 2 images"
         )
-    store: Store = SOURCES.load(name).open_images(argument, info, options)
     return ImageSet(info, split, store, indices, flip=options.flip and split == "train")

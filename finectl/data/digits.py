@@ -65,6 +65,15 @@ def captions(argument: str, info: DataInfo, options: DataOptions, labels: Sequen
     return [CAPTIONS[label] for label in labels]
 
 
+def labels(argument: str, info: DataInfo, options: DataOptions) -> list[int]:
+    """Return the digit of every image."""
+    return [int(float(line.rpartition(",")[2])) for line in _lines()]
+
+
+def _lines() -> list[str]:
+    return gzip.decompress(read_packaged(data_file(), "scikit-learn", INSTALL)).decode().split()
+
+
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
     """Load the digits.
 
@@ -83,7 +92,7 @@ def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
 
     from finectl.data.dataset import MemoryStore
 
-    lines = gzip.decompress(read_packaged(data_file(), "scikit-learn", INSTALL)).decode().split()
+    lines = _lines()
     rows = [[int(float(value)) for value in line.split(",")] for line in lines]
     width = IMAGE_SIZE**2 + 1
     if len(rows) != COUNT or any(len(row) != width for row in rows):

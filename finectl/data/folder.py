@@ -79,6 +79,13 @@ def _captions_digest(collection: FolderImages | ZipImages | TarImages, info: Dat
     return digest
 
 
+def labels(argument: str, info: DataInfo, options: DataOptions) -> list[int]:
+    """Return the class of every image, in the order of `open_images`."""
+    collection = collection_at(argument)
+    number = {name: label for label, name in enumerate(info.class_names)}
+    return [number[collection.class_of(name)] for name in readable_names(collection, options)]
+
+
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
     """Open the decoded images of a folder or a zip file, in the order of their sorted paths.
 

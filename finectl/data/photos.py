@@ -101,6 +101,11 @@ def captions(argument: str, info: DataInfo, options: DataOptions, labels: Sequen
     return [CAPTIONS[label] for label in labels]
 
 
+def labels(argument: str, info: DataInfo, options: DataOptions) -> list[int]:
+    """Return the photograph of every tile."""
+    return [label for label, photo in enumerate(PHOTOS) for _ in range(photo.tiles)]
+
+
 def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
     """Cut the tiles.
 
@@ -122,8 +127,8 @@ def open_images(argument: str, info: DataInfo, options: DataOptions) -> Store:
     from finectl.data.pixels import to_levels
 
     tiles = [to_levels(tile) for photo in PHOTOS for tile in _tiles(photo, info.image_size)]
-    labels = [label for label, photo in enumerate(PHOTOS) for _ in range(photo.tiles)]
-    return MemoryStore(torch.from_numpy(np.stack(tiles)), torch.tensor(labels, dtype=torch.int64))
+    found = torch.tensor(labels(argument, info, options), dtype=torch.int64)
+    return MemoryStore(torch.from_numpy(np.stack(tiles)), found)
 
 
 def _tiles(photo: Photo, size: int) -> list[PIL.Image.Image]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_RESIZE_FILTER = "bicubic"
 HELDOUT_PERCENT = 20
 MAX_HELDOUT = 10_000
+CLASSES = "#"
+"""Between a data set and the classes of it that are wanted."""
 
 # Each module defines `describe(argument, image_size, options) -> DataInfo` and
 # `open_images(argument, info, options) -> finectl.data.dataset.Store`.
@@ -117,6 +119,7 @@ class DataInfo:
         captions: sha256 (hex) of the images' captions; empty where there are none, or none were asked for.
         text: The encoder that turns the captions into what a model takes, as `finectl.models.text` describes it; None
             where no model is conditioned on them.
+        whole: The fingerprint of the set of which these are some classes; empty where it is whole.
     """
 
     name: str
@@ -135,6 +138,7 @@ class DataInfo:
     split_by: str = ""
     captions: str = ""
     text: Mapping[str, Any] | None = None
+    whole: str = ""
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
@@ -144,11 +148,12 @@ def parse_spec(spec: str) -> tuple[str, str]:
         spec: A source's name, and after a colon its argument where it takes one.
 
     Returns:
-        Name in `SOURCES`, and the argument (empty for a bundled set).
+        Name in `SOURCES`, and the argument (empty for a bundled set); which classes are wanted is left out.
 
     Raises:
         UsageError: no such source, an argument missing after the colon, or one where none is taken.
     """
+    spec, _ = split_classes(spec)
     name, colon, argument = spec.partition(":")
     if name not in SOURCES and (Path(spec).is_dir() or (spec.lower().endswith(".zip") and Path(spec).is_file())):
         kind = "folder" if Path(spec).is_dir() else "zip file"
@@ -162,8 +167,28 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return name, argument
 
 
+def split_classes(spec: str) -> tuple[str, tuple[str, ...]]:
+    """Split `digits#3,7` into the data set and the names of the classes that are wanted, none for all of them.
+
+    A path that itself has such a sign in it stays whole.
+
+    Raises:
+        UsageError: no class is named after the sign.
+    """
+    whole, sign, text = spec.rpartition(CLASSES)
+    if not sign or os.path.exists(spec.partition(":")[2] or spec):
+        return spec, ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise UsageError(f"--data {spec} names no class", expected="names of classes, such as digits#3,7")
+    return whole, names
+
+
 def absolute_spec(spec: str) -> str:
     """Return a specification that means the same from any working directory: its path, if it has one, absolute."""
+    whole, names = split_classes(spec)
+    if names:
+        return f"{absolute_spec(whole)}{CLASSES}{','.join(names)}"
     name, argument = parse_spec(spec)
     taken = ARGUMENTS.get(name)
     path, comma, choices = argument.partition(",") if taken and not taken.is_path else (argument, "", "")
@@ -176,7 +201,7 @@ def describe(spec: str, image_size: int | None = None, options: DataOptions = DE
     """Say what a data set is without loading its images.
 
     Args:
-        spec: A source's name, and after a colon its argument where it takes one.
+        spec: A source's name, and after a colon its argument where it takes one; after # the classes that are wanted.
         image_size: Side of the loaded images in pixels; None for the set's own.
         options: How images are read.
 
@@ -191,6 +216,11 @@ def describe(spec: str, image_size: int | None = None, options: DataOptions = DE
     if image_size is not None and image_size < 1:
         raise UsageError(f"image size {image_size} pixels", expected="at least 1 pixel")
     info: DataInfo = SOURCES.load(name).describe(argument, image_size, options)
+    _, classes = split_classes(spec)
+    if classes:
+        from finectl.data.classes import select_classes
+
+        return select_classes(info, classes, options)
     return info
 
 

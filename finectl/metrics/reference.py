@@ -9,7 +9,7 @@ from typing import Any
 
 from finectl.artifacts.store import Workspace
 from finectl.artifacts.tensors import read_metadata
-from finectl.data.sources import SOURCES, DataInfo, DataOptions, absolute_spec, describe
+from finectl.data.sources import SOURCES, DataInfo, DataOptions, absolute_spec, describe, split_classes
 from finectl.errors import InputError, UsageError
 from finectl.metrics.features.weights import content_digest
 
@@ -98,10 +98,10 @@ def describe_reference(
     if path.is_dir() or text.startswith(f"{KIND}/"):
         artifact = (workspace or Workspace()).find(text, [KIND])
         return _of_statistics(artifact.file(FILE), artifact.name)
-    if text.partition(":")[0] not in SOURCES:
+    if split_classes(text)[0].partition(":")[0] not in SOURCES:
         raise UsageError(f"--reference {text!r} is neither a data set nor a file", expected=EXPECTED)
     located = absolute_spec(text)
-    if as_stored and located.startswith("folder:"):
+    if as_stored and located.startswith("folder:") and not split_classes(located)[1]:
         from finectl.data.files import describe_files
 
         files = describe_files(located.partition(":")[2], options)
@@ -115,7 +115,8 @@ def _of_data(data: DataInfo, part: str) -> ReferenceInfo:
     return ReferenceInfo(
         "data",
         f"{data.name}/{part}",
-        data.split_by if data.captions and data.vae is None else data.fingerprint,  # images without their captions
+        # Of the images without their captions; of some classes, their own.
+        data.split_by if data.captions and data.vae is None and not data.whole else data.fingerprint,
         data.name,
         part,
         data.train_count if part == "train" else data.count,

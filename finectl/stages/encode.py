@@ -18,7 +18,7 @@ from finectl.artifacts.job import Job, Outcome, Plan, Stage
 from finectl.artifacts.store import Artifact
 from finectl.data.captions import ANY, captions_of
 from finectl.data.latents import CAPTIONS, KIND, LatentIndex, Shard, is_whole, write_shard
-from finectl.data.sources import SOURCES, DataInfo, parse_spec
+from finectl.data.sources import SOURCES, DataInfo, parse_spec, split_classes
 from finectl.errors import ComputationError, UsageError
 from finectl.models.vae import MENDING, describe_vae, require_images
 from finectl.training.settings import DataFields, data_options, resolve_data
@@ -60,6 +60,12 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     data, fields = resolve_data(config, (), captions=ANY)
     if data.vae is not None:
         raise UsageError(f"{data.name} are latents already", expected="images", fix="--data folder:PATH")
+    if data.whole:
+        raise UsageError(
+            f"{data.name} are some classes of a set",
+            expected="all of it: classes are chosen of the latents",
+            fix=f"--data {split_classes(data.name)[0]}",
+        )
     vae = describe_vae(config.vae)
     require_images(vae, data.channels, data.image_size, data.name)
     resolved = replace(config, **fields, vae=vae["name"], vae_digest=vae["digest"])

@@ -12,7 +12,7 @@ from support import ROOT, run_cli
 
 from finectl.artifacts.kinds import KINDS
 from finectl.cli.commands import COMMANDS
-from finectl.cli.completion import read_table, script
+from finectl.cli.completion import Command, read_table, script
 from finectl.initializers import METHODS
 
 FILES = {"bash": "finectl.bash", "zsh": "_finectl", "fish": "finectl.fish"}
@@ -25,11 +25,15 @@ def test_the_committed_file_is_what_the_generator_writes(shell: str) -> None:
     assert run_cli("completion", shell).out == committed
 
 
+def every_command() -> list[Command]:
+    return [each for command in read_table() for each in (command, *command.steps)]
+
+
 @pytest.mark.parametrize("shell", FILES)
 def test_every_command_and_option_is_in_the_script(shell: str) -> None:
     text = script(shell)
-    for command in read_table():
-        assert command.name in text
+    for command in every_command():
+        assert command.last in text
         for option in command.options:
             for name in option.names:
                 flag = name if shell != "fish" else f"-{'l' if name.startswith('--') else 's'} {name.lstrip('-')}"
@@ -37,8 +41,8 @@ def test_every_command_and_option_is_in_the_script(shell: str) -> None:
 
 
 def test_the_table_is_that_of_the_parser() -> None:
-    for command in read_table():
-        text = run_cli(command.name, "--help").out
+    for command in every_command():
+        text = run_cli(*command.name.split(), "--help").out
         for option in command.options:
             assert all(name in text for name in option.names), f"{command.name} {option.names}"
     assert [command.name for command in read_table()] == list(COMMANDS)

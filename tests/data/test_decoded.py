@@ -19,9 +19,9 @@ import torch
 from images_on_disk import forbid, make_folder, whole
 from PIL import Image
 
+from finectl.artifacts.cache import cache_root
 from finectl.console import Console
 from finectl.data import decoded, workers
-from finectl.artifacts.cache import cache_root
 from finectl.data.dataset import load
 from finectl.data.sources import DataOptions, describe
 from finectl.errors import InputError, Interrupted, OutputError, ResourceError

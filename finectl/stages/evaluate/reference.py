@@ -14,9 +14,9 @@ from finectl.artifacts.byproduct import find_byproduct, publish_byproduct
 from finectl.artifacts.job import Job
 from finectl.artifacts.store import Artifact
 from finectl.console import Progress
-from finectl.data.dataset import ImageSet, load
+from finectl.data.dataset import load, load_both
 from finectl.data.files import open_files
-from finectl.data.sources import SOURCES, DataOptions, describe, parse_spec
+from finectl.data.sources import DataOptions
 from finectl.errors import UsageError
 from finectl.metrics import METRICS
 from finectl.metrics.extraction import Chunks, FeatureExtraction
@@ -73,10 +73,7 @@ class ReferenceWork:
         still = DataOptions(options.resize_filter, False, options.skip_bad, options.console, options.check)
         if self.info.part == "train":
             return DataImages(load(self.info.location, "train", size, still), vae)
-        name, argument = parse_spec(self.info.location)
-        data = describe(self.info.location, size, still)
-        store = SOURCES.load(name).open_images(argument, data, still)
-        return DataImages(ImageSet(data, "all", store, torch.arange(data.count)), vae)
+        return DataImages(load_both(self.info.location, size, still), vae)
 
     @cached_property
     def missing(self) -> list[str]:

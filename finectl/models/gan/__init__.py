@@ -1,0 +1,1 @@
+"""Conditional GANs from image to image: their configuration, the generator and the discriminator."""

@@ -1,0 +1,1 @@
+"""Training of GANs on pairs of images: generator and discriminator in turns."""

@@ -46,6 +46,9 @@ def training_flops(model: Any, loss: Any, batches: Batches, updates: int, tasks:
     Returns:
         The number, or None for a network whose operations cannot be followed.
     """
+    count = getattr(model, "forward_operations", None)
+    if count is not None:  # a network that is none of a configuration in the table of architectures
+        return int(PASSES * updates * batches.batch_size * count())
     config = model.config
     sizes = part_sizes(batches)
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,1 @@
+"""Training a generator of weights, and generating with it."""

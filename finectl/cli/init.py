@@ -21,6 +21,8 @@ def init(
     only: opt.Only = None,
     model: opt.ModelOrNone = None,
     sigma: opt.Sigma = None,
+    sigma_from: opt.SigmaFrom = None,
+    prompt: opt.TaskPrompt = None,
     depth_scale: opt.DepthScale = 0.75,
     tune_steps: opt.TuneSteps = None,
     tune_samples: opt.TuneSamples = None,

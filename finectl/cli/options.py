@@ -43,7 +43,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="NAME",
-        help="digits, photos, folder:PATH (or .zip), latents:PATH or hf:NAME. [default: INPUT's, else digits]",
+        help="digits, photos, folder:PATH (or .zip), latents:PATH or hf:NAME; digits#3,7 for some classes. [default: "
+        "INPUT's, else digits]",
     ),
 ]
 ImageSize = Annotated[
@@ -229,6 +230,14 @@ Sigma = Annotated[
     typer.Option(
         "--sigma", help="Where sigma starts from. [default: interpolated; nearest for what condense --from made]"
     ),
+]
+SigmaFrom = Annotated[
+    str | None,
+    typer.Option("--sigma-from", metavar="GENERATOR", help="Generate sigma and biases from --prompt, in one step."),
+]
+TaskPrompt = Annotated[
+    str | None,
+    typer.Option("--prompt", metavar="TEXT", help="The task of --sigma-from in words: the digits 3 and 7."),
 ]
 DepthScale = Annotated[
     float,

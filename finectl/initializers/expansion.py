@@ -34,8 +34,12 @@ LEARNED = "learned"
 """The `--width-map` of maps that are tuned."""
 
 
-def expand(request: Request) -> Initialized:
+def expand(request: Request, curves: Mapping[str, Tensor] | None = None) -> Initialized:
     """Build the target with shared parts, place what the learngene holds, tune what layers own, and write it dense.
+
+    Args:
+        request: What is to be made.
+        curves: What layers own, by parameter name; None reads it off the ancestor's curves.
 
     Raises:
         InputError: a file of the learngene is missing or damaged.
@@ -45,16 +49,11 @@ def expand(request: Request) -> Initialized:
     config = request.job.config
     kept = load_learngene(cast(Artifact, request.source))
     learngene = at_width(kept, request.target)
-    model_config = replace(request.target, factorized=learngene.config.factorized)
-    model = initialize_(DiT(model_config), generator_for("init", config.seed))
-    rest = fitting(request, learngene.rest, model.state_dict())
-    shared = {f"{SHARED}{name}": value for name, value in learngene.factors.items()}
-    curves = place_curves(learngene, request.target.depth, config.sigma, config.depth_scale)
-    state = {**model.state_dict(), **shared, **rest, **curves}
-    if config.width_map == LEARNED:
-        model = Mapped(model_config, kept, state, rest)
-    else:
-        model.load_state_dict(state)
+    if curves is None:
+        curves = place_curves(learngene, request.target.depth, config.sigma, config.depth_scale)
+    plain, rest = condensed_model(request, learngene, curves)
+    model_config = plain.config
+    model = Mapped(model_config, kept, plain.state_dict(), rest) if config.width_map == LEARNED else plain
     cost: dict[str, Any] = {}
     if config.tune_steps:
         freeze(model, copied=rest, biases=config.tune_biases)
@@ -73,6 +72,24 @@ def expand(request: Request) -> Initialized:
         transferred_embedders=min(count(rest), count(kept.rest)),  # what a wider target repeats is not counted again
         cost=cost,
     )
+
+
+def condensed_model(
+    request: Request, learngene: Learngene, curves: Mapping[str, Tensor]
+) -> tuple[DiT, dict[str, Tensor]]:
+    """Return the target with the shared parts of a learngene, and those of its embedders and final layer that fit.
+
+    Args:
+        request: What is to be made.
+        learngene: Of the target's width.
+        curves: What layers own, by parameter name; what is left out starts at random.
+    """
+    config = replace(request.target, factorized=learngene.config.factorized)
+    model = initialize_(DiT(config), generator_for("init", request.job.config.seed))
+    rest = fitting(request, learngene.rest, model.state_dict())
+    shared = {f"{SHARED}{name}": value for name, value in learngene.factors.items()}
+    model.load_state_dict({**model.state_dict(), **shared, **rest, **curves})
+    return model, rest
 
 
 def expand_scaled(request: Request) -> Initialized:
@@ -105,6 +122,28 @@ def place_curves(learngene: Learngene, depth: int, sigma: str, depth_scale: floa
     """
     if sigma == "random":
         return {}
+    return by_parameter(curves_at(learngene, depth, sigma, depth_scale))
+
+
+def by_parameter(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the curves of a model, `<name>.<type>` to (L, ...), by the names of its parameters."""
+    return {
+        f"blocks.{index}.{LAYER_TYPES[kind]}.{what}": values[index]
+        for name, values in curves.items()
+        for what, kind in [name.split(".")]
+        for index in range(len(values))
+    }
+
+
+def curves_at(learngene: Learngene, depth: int, sigma: str, depth_scale: float) -> dict[str, Tensor]:
+    """Return the curves of a model of another depth, `<name>.<type>` to (L', ...); see `place_curves`.
+
+    Args:
+        learngene: With curves (L, ...).
+        depth: Layers of the target, L'.
+        sigma: `interpolated`, `nearest` or `identical`.
+        depth_scale: The exponent x.
+    """
     layers = learngene.config.depth
     scale = torch.full((depth, 1), layers / depth)  # (L', 1)
     chosen = evenly_spaced(layers, depth)
@@ -113,7 +152,7 @@ def place_curves(learngene: Learngene, depth: int, sigma: str, depth_scale: floa
     scale = scale**depth_scale
     placed = {}
     for name, values in learngene.curves.items():
-        what, kind = name.split(".")
+        kind = name.partition(".")[2]
         curve = values.flatten(1)  # (L, n)
         if sigma == "nearest":
             rows = curve[chosen]
@@ -122,8 +161,7 @@ def place_curves(learngene: Learngene, depth: int, sigma: str, depth_scale: floa
         else:
             rows = curve.mean(0, keepdim=True).expand(depth, -1)
         rows = rows * scale if kind in BRANCH_ENDS else rows
-        for index in range(depth):
-            placed[f"blocks.{index}.{LAYER_TYPES[kind]}.{what}"] = rows[index].view(values.shape[1:])
+        placed[name] = rows.reshape(depth, *values.shape[1:]).contiguous()
     return placed
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from finectl.data.captions import NONE
 from finectl.data.dataset import load
+from finectl.diffusion.losses import Denoiser
 from finectl.initializers.base import Request
 from finectl.models.dit import DiT
 from finectl.models.presets import DiTConfig
@@ -24,6 +28,8 @@ def tune(
     block_lr: float | None = None,
     loss: Loss = plain_loss,
     source: DiTConfig | None = None,
+    heldout: Callable[[Denoiser], float] | None = None,
+    keep_at: str | None = None,
 ) -> Trained:
     """Tune what is trainable for `--tune-steps` updates, on `--tune-samples` images of the target's training data.
 
@@ -34,13 +40,17 @@ def tune(
             to 0 along a cosine.
         loss: Each image's loss.
         source: What the model's channels were taken from or repeated of; it decides the usual rate (`width_factor`).
+        heldout: The held-out loss of a model, logged at both ends.
+        keep_at: Updates whose weights are kept beside the last ones, as `--keep-at` names them.
 
     Raises:
         ComputationError: the loss is not finite.
         Interrupted: a signal came; the state is saved.
     """
     config = request.job.config
-    data = load(config.data, "train", config.image_size, data_options(config, request.job))
+    # A text encoder, where there is one, is of the generator of sigma: these models take classes.
+    options = replace(data_options(config, request.job), captions=NONE)
+    data = load(config.data, "train", config.image_size, options)
     if config.tune_samples < len(data):
         data = data.subset(config.tune_samples, config.seed)
     usual = (SMALL if request.data.bundled else PAPER)["lr"] * width_factor(source, request.target)
@@ -52,8 +62,9 @@ def tune(
         warmup_steps=0,
         weight_decay=0.0,
         ema=0.0,
-        eval_every=0,
+        eval_every=config.tune_steps if heldout is not None else 0,
         seed=config.seed,
+        keep_at=keep_at,
     )
     groups: list[dict[str, Any]] | None = None
     if block_lr is not None:
@@ -62,7 +73,7 @@ def tune(
             {"params": [parameter for name, parameter in named if name.startswith(BLOCKS)], "lr": block_lr},
             {"params": [parameter for name, parameter in named if not name.startswith(BLOCKS)], "lr": usual},
         ]
-    return fit(request.job, model, data, settings, groups=groups, loss=loss, shardable=False)
+    return fit(request.job, model, data, settings, groups=groups, heldout=heldout, loss=loss, shardable=False)
 
 
 def width_factor(source: DiTConfig | None, target: DiTConfig) -> float:

@@ -11,9 +11,11 @@ from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.lineage import trace, whole_cost
 from finectl.artifacts.store import Artifact, Workspace
 from finectl.data.captions import ALL, NONE
+from finectl.data.classes import have_same_labels
 from finectl.data.sources import DataInfo
 from finectl.errors import InputError, UsageError
 from finectl.initializers import METHODS, PAPER_TUNE_STEPS, SMALL_TUNE_STEPS, Method
+from finectl.initializers.generated import plan_generated
 from finectl.models.io import read_dit_config, save_model, total_parameters
 from finectl.models.learngene import dense_config, require_condensed_by, sigma_rule
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
@@ -32,6 +34,7 @@ SMALL_WHOLE_STEPS = 600
 PAPER_WHOLE_STEPS = 10_000
 TUNE_PERCENT = 5
 LEAST_TUNE_SAMPLES = 256
+GENERATOR = "weight-generator"
 UNET_METHOD = "he"
 """The one method that makes a UNet."""
 # Options that only some methods read, and what they are for the others.
@@ -67,6 +70,8 @@ class Config(DataFields, TextFields):
     flip: bool
     batch_size: int | None
     seed: int
+    sigma_from: str | None = None
+    prompt: str | None = None
 
 
 def reads(config: Config) -> Reads | None:
@@ -76,6 +81,10 @@ def reads(config: Config) -> Reads | None:
         UsageError: there is no such method, or `--model` goes with one that takes its shapes from its input.
     """
     method = METHODS[config.method]  # an unknown name is an error here
+    if config.sigma_from is not None:
+        return reads_generator(config, method)
+    if config.prompt is not None:
+        raise UsageError("--prompt is for generated sigma, and no --sigma-from is given", fix="leave --prompt out")
     if config.model is None:
         return Reads("source", method.sources)
     if is_unet(config.model):
@@ -87,6 +96,20 @@ def reads(config: Config) -> Reads | None:
             fix="leave --model out",
         )
     return None if method.anew else Reads("source", method.sources)
+
+
+def reads_generator(config: Config, method: Method) -> Reads:
+    """Return what is read where sigma are generated: a learngene, and the generator.
+
+    Raises:
+        UsageError: the method reads no sigma of a learngene.
+    """
+    if "sigma" not in method.options or method.condensed != "fine" or is_unet(config.model):
+        raise UsageError(
+            f"--sigma-from does not go with --method {config.method}", expected="--method fine", fix="--method fine"
+        )
+    generator = Reads("generator", (GENERATOR,), named=(cast(str, config.sigma_from),))
+    return Reads("source", method.sources, also=(generator,))
 
 
 def require_unet_options(config: Config) -> None:
@@ -163,7 +186,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     """
     if is_unet(config.model):
         return plan_unet(config)
-    text_encoder_of(config)  # none goes with these
+    if config.sigma_from is None:
+        text_encoder_of(config)  # none goes with these
     source = read_dit_config(parents[0]) if parents else None
     data, fields = resolve_data(config, parents, source.image_size if source and config.data is None else None)
     target = architecture(config, source, data)
@@ -192,6 +216,10 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     # What the method does not read does not make another artifact.
     read = method.options_of(resolved.variant)
     resolved = replace(resolved, **{name: value for name, value in UNREAD.items() if name not in read})
+    notes: tuple[str, ...] = ()
+    if parents and parents[-1].kind == GENERATOR:
+        given, notes = plan_generated(config, parents[0], parents[-1], target)
+        resolved = replace(resolved, **given)
     parameters = count_parameters(target)["total"]
     named = [config.method, *([resolved.variant] if resolved.variant in method.variants[1:] else [])]
     return Plan(
@@ -199,6 +227,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         slug="-".join([family_name(target).replace("/", "-"), *named, f"l{target.depth}"]),
         data=data,
         summary={"parameters": parameters, "disk_bytes": 4 * parameters},
+        notes=notes,
     )
 
 
@@ -313,7 +342,7 @@ def run(job: Job[Config]) -> Outcome:
         return run_unet(job)
     source = job.parents[0] if job.parents else None
     target = architecture(config, read_dit_config(source) if source else None, data)
-    same_labels = source is not None and source.manifest.data.get("fingerprint") == data.fingerprint
+    same_labels = source is not None and have_same_labels(source.manifest.data, data)
     made: Initialized = METHODS.load(config.method)(
         Request(target, data, same_labels, source, job, constants_of(config))
     )
@@ -360,7 +389,7 @@ STAGE = Stage(
     reads=reads,
     plan=plan,
     run=run,
-    locations=("data", "text_encoder"),
-    unchanged_at=unchanged("text_digest"),
+    locations=("data", "text_encoder", "sigma_from"),
+    unchanged_at={**unchanged("text_digest"), "prompt": None},
     shares_work=True,
 )

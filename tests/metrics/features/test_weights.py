@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ import pytest
 from finectl import hub
 from finectl.errors import InputError
 from finectl.metrics import METRICS
-from finectl.metrics.features import weights
 from finectl.metrics.features.weights import WEIGHTS, content_digest, locate
 
 ROOT = Path(__file__).resolve().parents[3]

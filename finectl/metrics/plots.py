@@ -130,6 +130,46 @@ def plot_curves(path: Path, metric: str, curves: Mapping[str, Sequence[Point]]) 
     return bool(drawn) and _figure(path, list(drawn), _title(metric), draw)
 
 
+def plot_bands(
+    path: Path, curves: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str, title: str = "", better: str = ""
+) -> bool:
+    """Draw lines with their intervals: bands of a few, bars of many.
+
+    Args:
+        path: The PNG file.
+        curves: Name to (x, value, low, high) in the order of x; no end of an interval that is not finite is drawn.
+        x_label: What x is.
+        y_label: What the values are.
+        title: The line above.
+        better: "lower" allows a logarithmic axis for values that fall far.
+
+    Returns:
+        Whether it was drawn: matplotlib may not be installed, and there may be nothing to draw.
+    """
+    drawn = {name: _finite(points) for name, points in curves.items() if _finite(points)}
+
+    def draw(axes: Any) -> None:
+        for index, points in enumerate(drawn.values()):
+            style = _Style.of(index)
+            places, values, lows, highs = zip(*points, strict=True)
+            axes.plot(places, values, **style.line, **style.points)
+            if not all(math.isfinite(end) for end in (*lows, *highs)):
+                continue
+            if len(drawn) <= BANDS:
+                axes.fill_between(places, lows, highs, color=style.color, alpha=0.15, linewidth=0)
+            else:
+                axes.errorbar(places, values, _bars(points), fmt="none", ecolor=style.color, alpha=0.5, linewidth=0.8)
+        every = [value for points in drawn.values() for _, value, *_ in points]
+        _log_if_wide(axes, every, better or "higher")
+        _limit_bands(axes, every)
+        if all(float(x).is_integer() for points in drawn.values() for x, *_ in points):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+
+    return bool(drawn) and _figure(path, list(drawn), title, draw)
+
+
 def plot_by_depth(path: Path, metric: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Draw a metric against the models' depth, one line a method, with error bars.
 
@@ -309,6 +349,15 @@ def _log_if_wide(axes: Any, values: Sequence[float], better: str = "lower") -> N
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
+
+
+def _limit_bands(axes: Any, values: Sequence[float]) -> None:
+    """Cut bands off that are so wide that the lines would lie on one another."""
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "log":
+        axes.set_ylim(max(low, min(values) / 2), min(high, 2 * max(values)))
+    elif (span := max(values) - min(values)) > 0:
+        axes.set_ylim(max(low, min(values) - span), min(high, max(values) + span))
 
 
 def _updates_axis(axes: Any) -> None:

@@ -64,10 +64,10 @@ def test_all_concepts_start_from_one_and_end_apart(made: Path) -> None:
 
 
 def test_the_weights_are_of_the_base_and_answer_as_measured(made: Path) -> None:
-    """Loaded into a fresh copy of the base, the last weights give the held-out L1 that was logged."""
+    """In a fresh copy of the base, with statistics of its own, the last weights give the L1 that was logged."""
     from finectl.data.pairs import open_pairs
     from finectl.models.text import load_text
-    from finectl.training.gan.pairs import Texts, heldout_l1
+    from finectl.training.gan.pairs import PairStream, Texts, heldout_l1, recompute_on
 
     found = opened(collect("--only", "red"))
     base = found.artifact.manifest.parents[0]
@@ -77,7 +77,10 @@ def test_the_weights_are_of_the_base_and_answer_as_measured(made: Path) -> None:
     generator = attach_lora(load_generator(base_artifact), found.layers)
     load_lora(generator, found.layers, found.last("red"))
     assert found.text is not None
-    texts = Texts.of(load_text(found.text), [["red"]])
+    concept = next(concept for concept in found.concepts if concept.name == "red")
+    texts, cpu = Texts.of(load_text(found.text), [concept.texts]), torch.device("cpu")
+    batch = int(found.artifact.manifest.config["batch_size"])
+    recompute_on(generator, PairStream(pairs, pairs.rows("train"), ("red",), texts, batch, 0, cpu))
     measured = heldout_l1(pairs, pairs.rows("val"), ("red",), texts, torch.device("cpu"))(generator)
     assert measured == found.record("red")["losses"]["heldout_l1"][-1][1]
 

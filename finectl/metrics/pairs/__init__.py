@@ -1,0 +1,1 @@
+"""What is measured of a generator of edited images on pairs: paired values, and distances between the two sets."""

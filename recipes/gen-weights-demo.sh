@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Weights from words, on the bundled photographs: 60 edits, each a low-rank fine-tuning of one small generator; a
 # diffusion model learns to make such weights from the edits' names; and 12 combinations of words that it has not seen,
-# with 3 words that it cannot know, show what its weights are worth as a start. About 20 minutes on 2 cores.
+# with 3 words that it cannot know, show what its weights are worth as a start.
 #
 #   recipes/gen-weights-demo.sh         the demonstration (gen-weights-demo.yaml)
-#   recipes/gen-weights-demo.sh ci      a minute: 8 edits and a few updates, which show that it runs and nothing else
+#   recipes/gen-weights-demo.sh ci      8 edits and a few updates, which show that it runs and nothing else
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/setup.sh" plots,photos,vision

@@ -187,6 +187,7 @@ def test_lsun_at_its_own_size_becomes_plain(roomy: Path, tmp_path: Path, capsys:
         print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_cifar_with_all_projections_keeps_what_cannot_be_folded(roomy: Path) -> None:
     base, experts = experts_of("unet-cifar", "blocks", 32, 1)

@@ -131,7 +131,7 @@ def test_a_concept_that_diverges_is_left_out(made: Path, monkeypatch: pytest.Mon
     assert alone.code == 5 and "every concept diverged" in alone.err
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_interrupted_equals_unbroken(made: Path, workers: int) -> None:
     options = ("--batch-size", 4, "--steps", 40, "--checkpoints", 2, "--roles", "train,test", "--eval-every", 0)
     command = ("gen-weights", "collect", *options, "--save-every", 5, "--workers", workers)

@@ -144,7 +144,7 @@ def test_wrong_options_are_said_before_any_work(home: tuple[Path, WeightDataset,
     for options, words in (
         (("--basis", "pca3"), "--basis"),
         (("--t-min", 700, "--t-max", 500), "--t-min"),
-        (("--linear-rank", 0), "--linear-rank"),
+        (("--linear-rank", 0, "--linear-start", "ridge"), "--linear-rank"),
         (("--block-size", 66, "--basis", "none"), "multiple of 4"),
     ):
         ran = run_cli("gen-weights", "train", dataset.artifact.path, *options, "--workspace", workspace)

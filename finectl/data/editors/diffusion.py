@@ -56,7 +56,14 @@ class _Pipeline:
             for image in images
         ]
         generators = [self._generator(concept, row, draw) for row in rows]
-        made = self._made([concept.prompt] * len(sources), sources, generators)
+        made = self.pipe(
+            [concept.prompt] * len(sources),
+            image=sources,
+            generator=generators,
+            num_inference_steps=self.options.steps,
+            guidance_scale=self.options.guidance,
+            **self._further(sources),
+        )
         if any(getattr(made, "nsfw_content_detected", None) or ()):
             raise InputError(
                 f"the safety checker of {self.pipeline} blacked out an image of {concept.name!r} ({concept.prompt!r})",
@@ -71,8 +78,9 @@ class _Pipeline:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:SEED_BYTES], "little") >> 1
         return torch.Generator("cpu").manual_seed(seed)
 
-    def _made(self, prompts: list[str], sources: list[Image.Image], generators: list[torch.Generator]) -> Any:
-        raise NotImplementedError
+    def _further(self, sources: list[Image.Image]) -> dict[str, Any]:
+        """Return what this pipeline takes beside what all take."""
+        return {"strength": self.options.strength}
 
 
 class InstructPix2Pix(_Pipeline):
@@ -80,15 +88,8 @@ class InstructPix2Pix(_Pipeline):
 
     pipeline = "StableDiffusionInstructPix2PixPipeline"
 
-    def _made(self, prompts: list[str], sources: list[Image.Image], generators: list[torch.Generator]) -> Any:
-        return self.pipe(
-            prompts,
-            image=sources,
-            generator=generators,
-            num_inference_steps=self.options.steps,
-            guidance_scale=self.options.guidance,
-            image_guidance_scale=self.options.image_guidance,
-        )
+    def _further(self, sources: list[Image.Image]) -> dict[str, Any]:
+        return {"image_guidance_scale": self.options.image_guidance}
 
 
 class ImageToImage(_Pipeline):
@@ -96,29 +97,12 @@ class ImageToImage(_Pipeline):
 
     pipeline = "StableDiffusionImg2ImgPipeline"
 
-    def _made(self, prompts: list[str], sources: list[Image.Image], generators: list[torch.Generator]) -> Any:
-        return self.pipe(
-            prompts,
-            image=sources,
-            generator=generators,
-            num_inference_steps=self.options.steps,
-            guidance_scale=self.options.guidance,
-            strength=self.options.strength,
-        )
-
 
 class Controlled(_Pipeline):
     """The same, held to the outlines of the source image, bright on black."""
 
     pipeline = "StableDiffusionControlNetImg2ImgPipeline"
 
-    def _made(self, prompts: list[str], sources: list[Image.Image], generators: list[torch.Generator]) -> Any:
-        return self.pipe(
-            prompts,
-            image=sources,
-            control_image=[Image.fromarray(apply(CONTROL_EDIT, np.asarray(source))) for source in sources],
-            generator=generators,
-            num_inference_steps=self.options.steps,
-            guidance_scale=self.options.guidance,
-            strength=self.options.strength,
-        )
+    def _further(self, sources: list[Image.Image]) -> dict[str, Any]:
+        outlines = [Image.fromarray(apply(CONTROL_EDIT, np.asarray(source))) for source in sources]
+        return {"strength": self.options.strength, "control_image": outlines}

@@ -223,6 +223,8 @@ def attach_lora(model: nn.Module, layers: Sequence[LoraLayer]) -> nn.Module:
     """
     from torch import nn
 
+    from finectl.adapters.low_rank_layers import sum_, sums
+
     modules = dict(model.named_modules())
     model.requires_grad_(False)
     for layer in layers:
@@ -245,7 +247,10 @@ def attach_lora(model: nn.Module, layers: Sequence[LoraLayer]) -> nn.Module:
             ]
         for name, part in zip((A, B), inner, strict=True):
             module.add_module(name, part.to(weight.device, weight.dtype))
-        module.register_forward_hook(_add_low_rank)
+        if sums(module):
+            sum_(module)
+        else:
+            module.register_forward_hook(_add_low_rank)
         if layer.norm:
             modules[layer.norm].requires_grad_(True)
     return model

@@ -13,13 +13,14 @@ SIDE = 8
 """Images are compared at this size."""
 
 
-def representative_rows(images: Tensor, count: int, seed: int) -> Tensor:
+def representative_rows(images: Tensor, count: int, seed: int, features: Tensor | None = None) -> Tensor:
     """Return which images stand for all: one of each cluster, in ascending order.
 
     Args:
         images: uint8 (N, 3, H, W).
         count: How many, at least 1; all where there are no more than that.
         seed: Of the clusters' first centres.
+        features: What they are compared by, float64 (N, d); small pixels by default.
 
     Returns:
         int64 (min(count, N),).
@@ -28,7 +29,7 @@ def representative_rows(images: Tensor, count: int, seed: int) -> Tensor:
         return torch.arange(len(images))
     from sklearn.cluster import KMeans
 
-    features = pixel_features(images)
+    features = pixel_features(images) if features is None else features
     clusters = KMeans(count, n_init=1, random_state=seed).fit(features.numpy())
     distances = torch.from_numpy(clusters.transform(features.numpy()))  # (N, count)
     chosen: list[int] = []

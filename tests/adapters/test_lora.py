@@ -166,7 +166,7 @@ def test_peft_loads_them_and_answers_the_same(case: Any, tmp_path: Path) -> None
     export_lora(tmp_path, "peft", layers, lora)
     loaded = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
     with torch.no_grad():
-        assert torch.allclose(loaded(*inputs()), answer, atol=1e-6)
+        assert torch.allclose(loaded(*inputs()), answer, atol=1e-5)
     again = loaded.merge_and_unload()
     with torch.no_grad():
         assert torch.allclose(again(*inputs()), answer, atol=1e-5)

@@ -14,6 +14,7 @@ from support import run_cli, whole
 
 from finectl.artifacts.store import Artifact
 from finectl.errors import EXIT_INPUT, EXIT_SAVED, EXIT_USAGE
+from finectl.stages.gen_weights.report.config import pictured_places
 from finectl.training.gan import workers
 
 QUICK = ("--batch-size", 4, "--subset", 4, "--oracle-steps", 5, "--workers", 1, "--concepts", "test")
@@ -113,6 +114,19 @@ def test_a_report_that_is_stopped_goes_on_and_equals_an_unbroken_one(
     assert len(first) == 2
     for name in ("runs.csv", "metrics.json"):
         assert (resumed / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def test_pictures_are_of_images_far_apart() -> None:
+    assert pictured_places(150, 4) == [0, 37, 75, 112]
+    assert pictured_places(3, 4) == [0, 1, 2] and pictured_places(3, 0) == []
+
+
+def test_the_number_of_processes_changes_nothing(made: tuple[Path, Path], tmp_path: Path) -> None:
+    options = ("gen-weights", "report", made[1], *QUICK, *FEW, "--at", "0,1", "--seeds", 1)
+    alone = run_cli(*options, "--out", tmp_path / "alone").path
+    shared = run_cli(*options, "--workers", 2, "--out", tmp_path / "shared").path
+    for name in ("runs.csv", "metrics.json", "samples/inverted.png"):
+        assert (alone / name).read_bytes() == (shared / name).read_bytes()
 
 
 def test_what_it_refuses(made: tuple[Path, Path], tmp_path: Path) -> None:

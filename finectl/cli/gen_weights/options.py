@@ -150,6 +150,12 @@ Checkpoints = Annotated[
 Subset = Annotated[
     int, typer.Option("--subset", min=0, help="Train on so many pairs, one of each k-means cluster; 0: on all.")
 ]
+SubsetClip = Annotated[
+    str | None,
+    typer.Option(
+        "--subset-clip", metavar="PATH|ID", help="CLIP model by whose features --subset chooses. [default: pixels]"
+    ),
+]
 Roles = Annotated[
     str, typer.Option("--roles", metavar="LIST", help="Roles of the concepts to train: base, train, val, test, unseen.")
 ]
@@ -204,6 +210,13 @@ BetaSchedule = Annotated[
 BlockLoss = Annotated[
     Literal["prediction", "decoded"],
     typer.Option("--loss", help="Squared error of the prediction, or of the weights that it stands for."),
+]
+ImageWeight = Annotated[
+    float,
+    typer.Option("--image-weight", min=0.0, help="What the images that generated weights make count in the loss."),
+]
+ImageConcepts = Annotated[
+    int, typer.Option("--image-concepts", min=1, help="Concepts an update whose images are made, with 16 pairs each.")
 ]
 IndexEmbed = Annotated[
     Literal["sin", "sin+table"], typer.Option("--index-embed", help="How the network is told which block it sees.")

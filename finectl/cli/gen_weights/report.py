@@ -19,6 +19,7 @@ def report(
     at: own.ReportAt = "0,10,20,50",
     seeds: own.ReportSeeds = 3,
     subset: own.Subset = 400,
+    subset_clip: own.SubsetClip = None,
     batch_size: own.ReportBatch = 16,
     lr: own.ReportLr = 1.5e-3,
     lr_discriminator: own.ReportLrDiscriminator = 2e-4,

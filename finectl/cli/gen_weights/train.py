@@ -17,6 +17,8 @@ def train(
     prediction: own.WeightPrediction = "v",
     beta_schedule: own.BetaSchedule = "linear",
     loss: own.BlockLoss = "prediction",
+    image_weight: own.ImageWeight = 0.0,
+    image_concepts: own.ImageConcepts = 2,
     index_embed: own.IndexEmbed = "sin+table",
     pos_embed: own.PosEmbed = "none",
     text_input: own.TextInput = "tokens+pooled",

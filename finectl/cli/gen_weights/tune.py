@@ -17,6 +17,7 @@ def tune(
     start: own.TuneStart = "prediction",
     weights: opt.Weights = "ema",
     subset: own.Subset = 400,
+    subset_clip: own.SubsetClip = None,
     eval_every: own.AdaptEvalEvery = None,
 ) -> None:
     """Fine-tune the base to one concept, from predicted weights (INPUT) or from another start."""

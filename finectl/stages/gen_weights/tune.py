@@ -21,6 +21,7 @@ from finectl.artifacts.tensors import load_tensors, save_tensors, tensor_shapes
 from finectl.data.concepts import Concept, read_concepts, words
 from finectl.data.pairs import IMAGES, INDEX, SOURCES, read_index
 from finectl.errors import InputError, UsageError
+from finectl.metrics.representatives import subset_clip_digest
 from finectl.models.gan.io import read_gan, save_gan
 from finectl.models.text import find_recorded_text, require_same_text
 from finectl.registry import nearest
@@ -52,6 +53,8 @@ class Config(GanFields):
     start: str
     weights: str
     subset: int
+    subset_clip: str | None
+    subset_clip_digest: str = ""
 
 
 def reads(config: Config) -> Reads:
@@ -89,7 +92,9 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     count = sum(source.split == "train" for source in read_index(pairs.file(INDEX)))
     count = min(count, config.subset) if config.subset else count
     defaults = SMALL if gan.preset == "nano" else PAPER
-    resolved = replace(config, concept=concept.name, **resolve_gan(config, count, defaults))
+    clip = subset_clip_digest(config.subset, config.subset_clip)
+    resolved = replace(config, concept=concept.name, subset_clip_digest=clip)
+    resolved = replace(resolved, **resolve_gan(config, count, defaults))
     settings = gan_settings(resolved)
     return Plan(
         resolved,
@@ -142,6 +147,7 @@ def run(job: Job[Config]) -> Outcome:
     from finectl.training.gan.adapted import crucial_layers
     from finectl.training.gan.adapting import Adapter, Task
     from finectl.training.gan.loop import Place
+    from finectl.training.gan.pairs import recompute_on
 
     config, (start, base, pairs) = job.config, job.parents
     layers, digest, _ = adapters_of(start)
@@ -159,6 +165,7 @@ def run(job: Job[Config]) -> Outcome:
     )
     adapter, values = Adapter(task), start_of(config, start, concept, layers)
     adapted = adapter.train(concept, values, Place.of(job))
+    recompute_on(adapted.trained.generator, adapter.stream(concept))
     lora, state = adapted.kept[-1], adapted.trained.generator.state_dict()
     dense = merge_lora({name: state[name] for name in adapter.generator.state_dict()}, lora)
     save_gan(job.directory, read_gan(base), dense, adapted.trained.discriminator.state_dict())
@@ -172,12 +179,11 @@ def run(job: Job[Config]) -> Outcome:
 def chosen_rows(job: Job[Config]) -> tuple[int, ...]:
     """Return the training images: all, or the `--subset` that stands for them."""
     from finectl.data.pairs import open_pairs
-    from finectl.data.subset import representative_rows
+    from finectl.metrics.representatives import representative_pairs
+    from finectl.training.device import resolve_device
 
-    pairs = open_pairs(job.parents[2])
-    rows = pairs.rows("train")
-    if job.config.subset and job.config.subset < len(rows):
-        rows = rows[representative_rows(pairs.source_rows(rows), job.config.subset, job.config.seed)]
+    config, device = job.config, resolve_device(job.execution.device)
+    rows = representative_pairs(open_pairs(job.parents[2]), config.subset, config.seed, config.subset_clip, device)
     return tuple(rows.tolist())
 
 
@@ -249,5 +255,5 @@ STAGE = Stage(
     reads=reads,
     plan=plan,
     run=run,
-    locations=("base", "pairs"),
+    locations=("base", "pairs", "subset_clip"),
 )

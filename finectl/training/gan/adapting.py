@@ -64,7 +64,7 @@ class Adapted:
     Args:
         kept: The adapters' weights after each update that was to be kept.
         record: The course of the losses, without times.
-        trained: Both networks and the cost.
+        trained: Both networks and the cost; batch normalisations have the statistics of training, see `recompute_on`.
     """
 
     kept: list[dict[str, Tensor]]
@@ -137,7 +137,6 @@ class Adapter:
             heldout=measured if len(held) else None,
             keep=task.keep or (task.settings.steps,),
         )
-        recompute_on(generator, stream)
         kept = [self._in_order(trained.kept[update]) for update in sorted(trained.kept)]
         return Adapted(kept or [lora_state(generator, task.layers)], record_of(place.directory), trained)
 

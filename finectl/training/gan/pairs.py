@@ -16,7 +16,7 @@ from finectl.models.gan.generator import recompute_statistics
 from finectl.models.text import TextEncoder
 
 EVALUATED_AT_ONCE = 64
-STATISTICS_BATCHES = 32
+STATISTICS_BATCHES = 8
 
 
 @dataclass(frozen=True)

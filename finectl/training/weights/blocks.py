@@ -170,7 +170,16 @@ class BlockLoss:
     basis: Basis | None = None
 
     def __call__(
-        self, model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, step: int
+        self,
+        model: Denoiser,
+        schedule: NoiseSchedule,
+        x0: Tensor,
+        y: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        *,
+        step: int,
+        slots: slice | None = None,
     ) -> Tensor:
         """Return each block's loss, (B,); see `finectl.training.run.Loss`."""
         n = y % len(self.mask)

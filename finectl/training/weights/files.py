@@ -7,6 +7,7 @@ from typing import Any
 
 from finectl.adapters.sigma_dataset import SIGMA
 from finectl.adapters.weight_dataset import LORA
+from finectl.artifacts.ancestors import find_ancestor
 from finectl.artifacts.files import read_json_object
 from finectl.artifacts.store import Artifact
 from finectl.data.concepts import TRAINABLE, Concept, select, words
@@ -102,3 +103,21 @@ def require_timestep(t: int, config: WeightUNetConfig) -> int:
     if not 0 <= t < config.diffusion.timesteps:
         raise UsageError(f"--t-star {t}", expected=f"a timestep from 0 to {config.diffusion.timesteps - 1}")
     return t
+
+
+def require_images(collection: Artifact) -> tuple[Artifact, Artifact]:
+    """Return the base generator and the pairs that a collection was made from.
+
+    Raises:
+        InputError: one of them is gone.
+    """
+    found = [find_ancestor(collection, kind) for kind in ("gan", "pairs")]
+    for artifact, kind in zip(found, ("base generator", "pairs"), strict=True):
+        if artifact is None:
+            raise InputError(
+                f"the {kind} that {collection.path} was made from are not in its workspace, or were made anew",
+                expected="what --image-weight learns from",
+                fix="--image-weight 0",
+            )
+    base, pairs = (artifact for artifact in found if artifact is not None)
+    return base, pairs

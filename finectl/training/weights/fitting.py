@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -82,8 +82,8 @@ class Judge:
         values = torch.stack(found).cpu()
         return values * self.codec.mask if self.codec.basis is None else self.codec.basis.expand(values)
 
-    def r_squared(self, denoiser: Denoiser, t: int) -> float:
-        """Return 1 - |z_hat - z|^2 / |z|^2 over all concepts."""
+    def score(self, denoiser: Denoiser, t: int) -> float:
+        """Return R^2: 1 - |z_hat - z|^2 / |z|^2 over all concepts."""
         error = (self.predicted(denoiser, t) - self.wanted).double().square().sum()
         return float(1 - error / self.wanted.double().square().sum().clamp(min=1e-30))
 
@@ -139,6 +139,13 @@ def set_linear_path_(
     return {"regulariser": chosen, "r2_of_coefficients": r2}
 
 
+class Scored(Protocol):
+    """What chooses a checkpoint: a judge of weights, or of the images that they make."""
+
+    def score(self, denoiser: Denoiser, t: int) -> float:
+        """Return how much of what the mean weights lack is there: 1 is all, 0 what the mean itself has."""
+
+
 @dataclass(frozen=True, eq=False)
 class Choice:
     """The averaged weights that are kept.
@@ -147,7 +154,7 @@ class Choice:
         state: Name -> weight.
         update: Their update.
         t_star: The timestep of the one step.
-        table: Update -> timestep -> R^2 of the validation concepts, of all that were tried.
+        table: Update -> timestep -> score of the validation concepts, of all that were tried.
     """
 
     state: Mapping[str, Tensor]
@@ -160,10 +167,10 @@ def choose(
     job: Job[Any],
     model: LabelledBlocks,
     states: Mapping[int, Callable[[], Mapping[str, Tensor]]],
-    judge: Judge,
+    judge: Scored,
     times: Sequence[int],
 ) -> Choice:
-    """Choose the checkpoint and the timestep with the highest R^2 on validation concepts; of equal ones the earliest.
+    """Choose the checkpoint and the timestep with the highest score on validation concepts; of equal ones the earliest.
 
     The choice is kept in the job's state: a run that is killed while checkpoints are removed would else choose among
     those that are left.
@@ -183,7 +190,7 @@ def choose(
             table[update] = {}
             for t in times:
                 job.stop_if_requested(_nothing_to_save)
-                table[update][t] = judge.r_squared(denoiser, t)
+                table[update][t] = judge.score(denoiser, t)
         update, t_star = max(((u, t) for u in table for t in times), key=lambda place: table[place[0]][place[1]])
         write_json(said, {"update": update, "t_star": t_star, "table": table})
         save_tensors(kept, states[update]())

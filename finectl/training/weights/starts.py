@@ -29,7 +29,7 @@ from finectl.training.weights.names import DRAWN, PREDICTED, STARTS
 
 Lora = dict[str, Tensor]
 
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Regularisers that are tried, in mean squares of a text's features."""
 USUAL_RIDGE = 0.1
 """Where no validation concept is there to choose by."""

@@ -67,15 +67,14 @@ def prepare(job: Job[Config], layers: tuple[LoraLayer, ...]) -> Work:
 def chosen_rows(job: Job[Config]) -> tuple[int, ...]:
     """Return the training images: all, or the `--subset` that stands for them; it is chosen once."""
     from finectl.data.pairs import open_pairs
-    from finectl.data.subset import representative_rows
+    from finectl.metrics.representatives import representative_pairs
+    from finectl.training.device import resolve_device
 
     path = job.state / SUBSET
     if path.exists():
         return tuple(read_json_object(path)["rows"])
-    pairs = open_pairs(job.parents[1])
-    rows = pairs.rows("train")
-    if job.config.subset and job.config.subset < len(rows):
-        rows = rows[representative_rows(pairs.source_rows(rows), job.config.subset, job.config.seed)]
+    config, device = job.config, resolve_device(job.execution.device)
+    rows = representative_pairs(open_pairs(job.parents[1]), config.subset, config.seed, config.subset_clip, device)
     write_json(path, {"rows": rows.tolist()})
     return tuple(rows.tolist())
 
@@ -178,5 +177,5 @@ STAGE = Stage(
     reads=reads,
     plan=plan,
     run=run,
-    locations=("pairs",),
+    locations=("pairs", "subset_clip"),
 )

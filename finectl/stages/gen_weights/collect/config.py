@@ -15,6 +15,7 @@ from finectl.artifacts.tensors import tensor_shapes
 from finectl.data.concepts import ROLES, Concept, read_concepts
 from finectl.data.pairs import IMAGES, INDEX, SOURCES, read_index
 from finectl.errors import InputError, UsageError
+from finectl.metrics.representatives import subset_clip_digest
 from finectl.models.gan.io import GanConfig, read_gan
 from finectl.models.text import find_recorded_text
 from finectl.registry import nearest
@@ -37,9 +38,11 @@ class Config(GanFields):
     lora_seed: int
     checkpoints: int
     subset: int
+    subset_clip: str | None
     roles: str
     only: str | None
     shard: str | None
+    subset_clip_digest: str = ""
 
 
 def reads(config: Config) -> Reads:
@@ -64,7 +67,9 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     count = min(count, config.subset) if config.subset else count
     ranks = config.ranks or RANKS.get(gan.preset, "4")
     layers = lora_layers(gan.generator, ranks)
-    resolved = replace(config, ranks=ranks, **resolve_gan(config, count, SMALL if gan.preset == "nano" else PAPER))
+    digest = subset_clip_digest(config.subset, config.subset_clip)
+    resolved = replace(config, ranks=ranks, subset_clip_digest=digest)
+    resolved = replace(resolved, **resolve_gan(config, count, SMALL if gan.preset == "nano" else PAPER))
     settings = gan_settings(resolved)
     last_checkpoints(settings.steps, config.checkpoints)
     part = f"-{config.only}" if config.only else f"-{config.shard}".replace("/", "of") if config.shard else ""

@@ -15,7 +15,7 @@ from finectl.stages.gen_weights.collect.config import VERSION, Config
 def collection_of(job: Job[Config]) -> str:
     """Return the hash of all that decides the weights of a concept: equal in all parts of a collection."""
     config = asdict(job.config)
-    for name in ("pairs", "roles", "only", "shard"):
+    for name in ("pairs", "roles", "only", "shard", "subset_clip"):
         del config[name]
     return sha256_json([VERSION, config, *(parent.manifest.digest for parent in job.parents)])
 

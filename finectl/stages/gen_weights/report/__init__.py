@@ -22,6 +22,7 @@ from finectl.artifacts.files import read_json_object, write_json
 from finectl.artifacts.job import InheritedData, Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
 from finectl.errors import ComputationError
+from finectl.metrics.representatives import subset_clip_digest
 from finectl.metrics.starts import TunedRun, run_from
 from finectl.stages.gen_weights.report.config import (
     OPTIONS,
@@ -68,6 +69,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         config,
         at=",".join(map(str, steps_of(config))),
         inception_digest=inception.digest if inception else "",
+        subset_clip_digest=subset_clip_digest(config.subset, config.subset_clip),
     )
     work = updates_of(config, sources)
     image_count(sources)
@@ -156,14 +158,13 @@ def task_of(job: Job[Config], sources: Sources) -> Task:
 def chosen_rows(job: Job[Config], sources: Sources) -> tuple[int, ...]:
     """Return the training images: `--subset` of them that stand for all, chosen once."""
     from finectl.data.pairs import open_pairs
-    from finectl.data.subset import representative_rows
+    from finectl.metrics.representatives import representative_pairs
+    from finectl.training.device import resolve_device
 
     path = job.state / ROWS
     if not path.exists():
-        pairs = open_pairs(sources.pairs)
-        rows = pairs.rows("train")
-        if 0 < job.config.subset < len(rows):
-            rows = rows[representative_rows(pairs.source_rows(rows), job.config.subset, job.config.seed)]
+        config, device = job.config, resolve_device(job.execution.device)
+        rows = representative_pairs(open_pairs(sources.pairs), config.subset, config.seed, config.subset_clip, device)
         write_json(path, {"rows": rows.tolist()})
     return tuple(read_json_object(path)["rows"])
 
@@ -220,5 +221,5 @@ STAGE = Stage(
     reads=reads,
     plan=plan,
     run=run,
-    locations=(*(option[2:] for option in OPTIONS.values()), "inception"),
+    locations=(*(option[2:] for option in OPTIONS.values()), "inception", "subset_clip"),
 )

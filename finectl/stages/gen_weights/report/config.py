@@ -37,6 +37,7 @@ class Config:
     seeds: int
     seed: int
     subset: int
+    subset_clip: str | None
     batch_size: int
     lr: float
     lr_discriminator: float
@@ -47,6 +48,7 @@ class Config:
     pictures: int
     inception: str | None
     inception_digest: str = ""
+    subset_clip_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,12 @@ def result_file(state: Path, run: Run) -> Path:
 def picture_file(state: Path, run: Run) -> Path:
     """Return where what a run made of the first images is kept."""
     return state / "runs" / f"{run.name}.safetensors"
+
+
+def pictured_places(images: int, count: int) -> list[int]:
+    """Return which of the test images are drawn: evenly among all, for neighbours are crops of one photograph."""
+    count = min(count, images)
+    return [index * images // count for index in range(count)]
 
 
 def image_count(sources: Sources) -> int:

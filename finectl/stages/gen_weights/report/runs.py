@@ -30,7 +30,14 @@ from finectl.models.gan.config import discriminator_for, preset
 from finectl.models.gan.discriminator import PatchDiscriminator
 from finectl.models.gan.generator import Generator, initialize_
 from finectl.models.text import load_text
-from finectl.stages.gen_weights.report.config import PIX2PIX, PIX2PIX_LR, Run, picture_file, result_file
+from finectl.stages.gen_weights.report.config import (
+    PIX2PIX,
+    PIX2PIX_LR,
+    Run,
+    picture_file,
+    pictured_places,
+    result_file,
+)
 from finectl.training.gan.adapted import crucial_layers, edited, merged_generator, of_layers, wanted
 from finectl.training.gan.adapting import Adapter
 from finectl.training.gan.loop import Place, fit_gan
@@ -93,7 +100,7 @@ class Comparison(Work):
             images = edited(opened.adapter, item.concept, generator(), opened.rows)
             for name, record in opened.meter.measure(images, wanted(opened.adapter, item.concept, opened.rows)).items():
                 values[name][step] = record["value"]
-            pictures[str(step)] = to_uint8(images[: self.pictures])
+            pictures[str(step)] = to_uint8(images[pictured_places(len(images), self.pictures)])
         if not states:  # a value that is none: the comparison leaves the concept out and says so
             values = {name: dict.fromkeys(self.at, float("nan")) for name in self.metrics}
         elif item.seed == self.pictured and self.pictures:

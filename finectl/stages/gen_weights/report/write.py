@@ -32,6 +32,7 @@ from finectl.stages.gen_weights.report.config import (
     Run,
     Sources,
     picture_file,
+    pictured_places,
     seeds_of,
     starts_of,
 )
@@ -221,8 +222,8 @@ def strip(pairs: Pairs, concept: Concept, found: dict[str, dict[str, Tensor]]) -
     """Return one row a start; its columns are the same images at first and after some updates, in groups."""
     first = next(iter(found.values()))
     steps = sorted(first, key=int)[:SHOWN_STEPS]
-    count = len(first[steps[0]])
-    rows = pairs.rows("test")[:count]
+    rows = pairs.rows("test")
+    rows = rows[pictured_places(len(rows), len(first[steps[0]]))]
     gap = torch.full((1, *first[steps[0]].shape[1:]), GREY, dtype=torch.uint8)
 
     def in_groups(groups: Sequence[Tensor]) -> Tensor:

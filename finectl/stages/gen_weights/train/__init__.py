@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from finectl.models.weights.unet import WeightUNet
-    from finectl.training.weights.blocks import LabelledBlocks
+    from finectl.training.run import Loss
+    from finectl.training.weights.blocks import BlockLoss, LabelledBlocks
     from finectl.training.weights.collection import Collection
-    from finectl.training.weights.fitting import Choice, Judge
+    from finectl.training.weights.fitting import Choice, Judge, Scored
     from finectl.training.weights.generate import Codec
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.json"
-TIMES = 7
+TIMES, IMAGE_TIMES = 7, 3
 UNSWEPT = {"epsilon": 500, "v": 800, "x0": 800}
 """t* where no concept is there to choose it by."""
 
@@ -105,15 +106,20 @@ def run(job: Job[Config]) -> Outcome:
         split: Judge(codec, schedule, found.prompts, codec.normaliser.normalise(found.means))
         for split, found in setting.splits.items()
     }
-    held, times = judges.get(VAL), _times(config)
+    blocks = BlockLoss(moved.mask, moved.normaliser.scale if config.loss == "decoded" else None, moved.basis)
+    loss: Loss = blocks
+    held: Scored | None = judges.get(VAL)
+    if config.image_weight:
+        loss, held = with_images(config, setting, blocks, judges.get(VAL), moved, device)
+    times = _times(config)
     start = {name: value.detach().clone() for name, value in setting.model.named_parameters()}
     trained = fit(
         job,
         setting.model,
         block_set(codec.encode(train.blocks), train.texts_of, job.parents[0].manifest.digest),
         settings_of(config),
-        heldout=(lambda denoiser: 1 - held.r_squared(denoiser, times[len(times) // 2])) if held else None,
-        loss=BlockLoss(moved.mask, moved.normaliser.scale if config.loss == "decoded" else None, moved.basis),
+        heldout=(lambda denoiser: 1 - held.score(denoiser, times[len(times) // 2])) if held else None,
+        loss=loss,
         timesteps=RangeTimesteps(config.t_min, config.t_max, 0.0),
     )
     if not job.world.leads:
@@ -138,7 +144,7 @@ def _choose(
     model: LabelledBlocks,
     start: Mapping[str, Tensor],
     last: Mapping[str, Tensor],
-    judge: Judge | None,
+    judge: Scored | None,
     times: Sequence[int],
 ) -> Choice:
     """Choose averaged weights and t*: without validation concepts the last ones and a usual timestep."""
@@ -163,11 +169,26 @@ def _save(job: Job[Config], setting: Setting, choice: Choice, raw: Mapping[str, 
     generator.save(job.directory, _without_prefix(raw), _without_prefix(choice.state))
 
 
+def with_images(
+    config: Config, setting: Setting, blocks: BlockLoss, judge: Judge | None, codec: Codec, device: torch.device
+) -> tuple[Loss, Scored | None]:
+    """Return the loss of blocks and images, and what judges by the images of validation concepts, if there are any."""
+    from finectl.training.weights.images import ImageJudge, ImageLoss, Studio
+
+    studio = Studio.of(setting.target.dataset, device, config.seed)  # type: ignore[arg-type]
+    times = (config.t_min, config.t_max)
+    train = setting.splits[TRAIN]
+    concepts = min(config.image_concepts, len(train.names))
+    loss = ImageLoss(blocks, studio, codec, train, config.image_weight, concepts, times, config.seed)
+    return loss, ImageJudge(judge, studio, setting.splits[VAL].names) if judge else None
+
+
 def _times(config: Config) -> list[int]:
-    """Return the timesteps among which t* is chosen."""
+    """Return the timesteps among which t* is chosen: fewer where each has to make images."""
     from finectl.metrics.generated_weights import spread
 
-    return [config.t_star] if config.t_star is not None else list(spread(config.t_min, config.t_max, TIMES))
+    count = IMAGE_TIMES if config.image_weight else TIMES
+    return [config.t_star] if config.t_star is not None else list(spread(config.t_min, config.t_max, count))
 
 
 def _measure(setting: Setting, choice: Choice, judges: Mapping[str, Judge]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from finectl.models.weights.config import (
     require_basis,
 )
 from finectl.training.settings import TrainSettings
-from finectl.training.weights.files import SPLITS, TRAIN, VAL, concepts_of
+from finectl.training.weights.files import SPLITS, TRAIN, VAL, concepts_of, require_images
 from finectl.training.weights.targets import Dataset, target
 
 
@@ -37,6 +37,8 @@ class Config:
     prediction: str
     beta_schedule: str
     loss: str
+    image_weight: float
+    image_concepts: int
     index_embed: str
     pos_embed: str
     text_input: str
@@ -77,6 +79,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         raise UsageError(f"--t-min {config.t_min} --t-max {config.t_max}", expected="the first below the last")
     if config.linear_start == "ridge" and not config.linear_rank:
         raise UsageError("--linear-start ridge starts a path that --linear-rank 0 leaves out", fix="--linear-rank 64")
+    if config.image_weight:
+        require_lora_images(found.name, parents[0])
     text = text_of(config, dataset)
     basis = require_basis(config.basis, config.block_size)
     resolved = replace(
@@ -108,6 +112,21 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
             f"{config.steps} steps of {config.batch_size} blocks",
         ),
     )
+
+
+def require_lora_images(target_name: str, collection: Artifact) -> None:
+    """Check that there are images to learn from.
+
+    Raises:
+        UsageError: the collection is one of sigma, which makes no edited images.
+        InputError: the base or the pairs of the collection are gone.
+    """
+    if target_name != LORA:
+        raise UsageError(
+            f"--image-weight goes with low-rank weights, and {collection.path} holds {target_name}",
+            fix="--image-weight 0",
+        )
+    require_images(collection)
 
 
 def text_of(config: Config, dataset: Dataset) -> dict[str, Any]:

@@ -34,10 +34,11 @@ def parse(call: str) -> Any:
         return None
     command = build_command(name)
     if isinstance(group := COMMANDS.load(name), CommandGroup):
-        if not arguments or arguments[0].startswith("-"):
+        if not group.default and (not arguments or arguments[0].startswith("-")):
             return None
-        name, *arguments = arguments
-        command = build_command(name, group.steps)
+        if not group.default or (arguments[:1] and arguments[0] in group.steps):
+            name, *arguments = arguments
+            command = build_command(name, group.steps)
     return command.make_context(name, arguments, resilient_parsing=False)
 
 
@@ -80,7 +81,10 @@ def test_the_finectl_calls_of_a_script_have_known_options(script: Path) -> None:
         if name not in COMMANDS:
             continue
         command = build_command(name)
-        if isinstance(group := COMMANDS.load(name), CommandGroup):
+        group = COMMANDS.load(name)
+        if isinstance(group, CommandGroup) and (
+            not group.default or (rest.split()[:1] and rest.split()[0] in group.steps)
+        ):
             command = build_command(rest.split()[0], group.steps)
         known = {option for parameter in command.params for option in parameter.opts}
         used = set(re.findall(r"(?<=\s)--[a-z-]+", rest))

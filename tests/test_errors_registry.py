@@ -85,7 +85,7 @@ def test_every_stage_makes_and_reads_known_kinds() -> None:
     # experts out of one artifact each, `gen-weights collect --shard` a part of its weights.
     made = {"export", "statistics", "experts", "weight-shard"}
     names = ("encode", "convert", "condense", "extract", "init", "train", "sample", "evaluate")
-    for name in (*names, "finetune_ranges", "merge", "analyse"):
+    for name in (*names, "bank", "finetune", "finetune_control", "finetune_ranges", "merge", "analyse"):
         stage = importlib.import_module(f"finectl.stages.{name}").STAGE
         made.add(stage.makes)
     for name in STEPS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,17 +51,28 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Any 
         raise
 
 
-def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Read all tensors of a safetensors file whose header has been checked.
+def load_tensors(
+    path: Path, device: str = "cpu", wanted: Callable[[str], bool] | None = None
+) -> dict[str, torch.Tensor]:
+    """Read the tensors of a safetensors file whose header has been checked.
+
+    Args:
+        path: The file.
+        device: Where they go.
+        wanted: Which of them, by their names; None for all.
 
     Raises:
         InputError: the file is missing, truncated or not safetensors.
     """
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     check_header(path)
     try:
-        return load_file(path, device=device)
+        if wanted is None:
+            return load_file(path, device=device)
+        with safe_open(path, framework="pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in sorted(file.keys()) if wanted(name)}
     except Exception as error:
         if type(error).__module__.startswith("safetensors"):
             raise InputError(

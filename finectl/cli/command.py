@@ -168,17 +168,7 @@ def print_result(result: Result, as_json: bool, console: Console) -> None:
     if result.artifact is None:
         _print_plan(result.plan, as_json, console)
     elif as_json:
-        manifest = result.artifact.manifest
-        answer = {
-            "path": str(result.artifact.path),
-            "kind": manifest.kind,
-            "recipe": manifest.recipe,
-            "digest": manifest.digest,
-            "cached": result.cached,
-            "metrics": manifest.metrics,
-            "cost": manifest.cost,
-        }
-        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.write(json.dumps(answer(result)) + "\n")
     else:
         if result.cached:
             console.note("already there; --force makes it anew")
@@ -187,6 +177,22 @@ def print_result(result: Result, as_json: bool, console: Console) -> None:
         sys.stdout.write(result.text if result.text is not None else f"{result.artifact.path}\n")
     if result.failure is not None:
         raise result.failure
+
+
+def answer(result: Result) -> dict[str, Any]:
+    """Return what `--json` says of an artifact."""
+    if result.artifact is None:
+        return {}
+    manifest = result.artifact.manifest
+    return {
+        "path": str(result.artifact.path),
+        "kind": manifest.kind,
+        "recipe": manifest.recipe,
+        "digest": manifest.digest,
+        "cached": result.cached,
+        "metrics": manifest.metrics,
+        "cost": manifest.cost,
+    }
 
 
 def minutes(option: str, text: str) -> float:

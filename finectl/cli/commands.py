@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 from finectl.registry import Entry, Registry
 
@@ -14,10 +16,17 @@ class CommandGroup:
     Args:
         steps: Where each step is; nothing of it is imported for help.
         help: What help says about all of them.
+        default: Where the command is that runs without a step (`module:attribute`); empty for none.
     """
 
     steps: Registry[Entry]
     help: str
+    default: str = ""
+
+    def load_default(self) -> Any:
+        """Import the command that runs without a step."""
+        module, _, attribute = self.default.partition(":")
+        return getattr(importlib.import_module(module), attribute)
 
 
 COMMANDS = Registry(
@@ -30,11 +39,15 @@ COMMANDS = Registry(
         "extract": Entry("finectl.cli.extract:extract", "Take the size-free learngene out of a condensed model."),
         "init": Entry("finectl.cli.init:init", "Initialise a model of any depth."),
         "train": Entry("finectl.cli.train:train", "Train a model."),
+        "bank": Entry("finectl.cli.bank:bank", "Sample a model once, for fine-tuning that retains what it knows."),
+        "finetune": Entry(
+            "finectl.cli.finetune:finetune", "Fine-tune a model on other data without forgetting (Diff-Tuning)."
+        ),
         "finetune-ranges": Entry(
             "finectl.cli.finetune_ranges:finetune_ranges", "Fine-tune a model into experts of timestep ranges (DeMe)."
         ),
         "merge": Entry("finectl.cli.merge:merge", "Merge experts, or fine-tuned models, into one model."),
-        "analyse": Entry("finectl.cli.analyse:analyse", "Look at what fine-tuning did to experts or models."),
+        "analyse": Entry("finectl.cli.analyse:GROUP", "Look at what fine-tuning did to experts or models."),
         "sample": Entry("finectl.cli.sample:sample", "Generate images with a model."),
         "evaluate": Entry("finectl.cli.evaluate:evaluate", "Measure and compare models."),
         "convert": Entry(

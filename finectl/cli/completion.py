@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import typer
@@ -41,7 +41,7 @@ HELP = Option(("--help", "-h"), "Show the help.", False)
 class Command:
     """One subcommand: its help, its options, and whether it takes artifacts or one of some words as arguments.
 
-    One that has steps has nothing else; a step's name is `COMMAND STEP`.
+    One that has steps has nothing else, unless it runs without one; a step's name is `COMMAND STEP`.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Command:
     takes_artifact: bool
     words: tuple[str, ...] = ()
     steps: tuple[Command, ...] = ()
+    needs_step: bool = True
 
     @property
     def last(self) -> str:
@@ -76,7 +77,12 @@ def read_table() -> list[Command]:
             _command(f"{name} {step}", line.help, build_command(step, group.steps))
             for step, line in group.steps.items()
         )
-        table.append(Command(name, entry.help.rstrip("."), (HELP,), False, tuple(step.last for step in steps), steps))
+        words = tuple(step.last for step in steps)
+        if group.default:
+            own = _command(name, entry.help, build_command(name))
+            table.append(replace(own, words=words, steps=steps, needs_step=False))
+        else:
+            table.append(Command(name, entry.help.rstrip("."), (HELP,), False, words, steps))
     return table
 
 
@@ -138,8 +144,10 @@ def _bash(commands: list[Command]) -> str:
     ]
     for command in commands:
         if command.steps:  # a step is looked up as COMMAND-STEP
+            known = f"[[ ' {' '.join(command.words)} ' == *\" ${{COMP_WORDS[2]}} \"* ]] && "
             lines.append(
-                f'    [ "$command" = {command.name} ] && [ "$COMP_CWORD" -gt 2 ] && command+=-${{COMP_WORDS[2]}}'
+                f'    [ "$command" = {command.name} ] && [ "$COMP_CWORD" -gt 2 ] && '
+                f"{'' if command.needs_step else known}command+=-${{COMP_WORDS[2]}}"
             )
     lines.append("    case $command:$prev in")
     flat = [each for command in commands for each in (command, *command.steps)]
@@ -215,10 +223,16 @@ def _zsh_names(commands: Sequence[Command], indent: int) -> list[str]:
     return [f"{' ' * indent}'{command.last}:{_zsh_quoted(command.help)}'" for command in commands]
 
 
-def _zsh_arguments(command: Command, indent: int) -> list[str]:
-    """Return the branch of a `case` that completes one command's arguments."""
+def _zsh_arguments(command: Command, indent: int, start: str = "") -> list[str]:
+    """Return the branch of a `case` that completes one command's arguments.
+
+    Args:
+        command: The command.
+        indent: Spaces before the branch.
+        start: How the branch starts, if not with the command's last word.
+    """
     inner = " " * (indent + 4)
-    lines = [f"{' ' * indent}{command.last}) _arguments \\"]
+    lines = [f"{' ' * indent}{start or f'{command.last})'} _arguments \\"]
     for option in command.options:
         action = {"DIR": ":directory:_files -/", "FILE": ":file:_files"}.get(option.path, "")
         if option.takes_value and not action:
@@ -238,6 +252,12 @@ def _zsh_steps(command: Command) -> list[str]:
     """Return the branch of a command that has steps: its first word is one, the rest is the step's."""
     inner = " " * 20
     lines = [f"{' ' * 16}{command.name})"]
+    if not command.needs_step:
+        lines.append(f"{inner}case $(( CURRENT > 2 )):$words[2] in")
+        for step in command.steps:
+            lines += _zsh_arguments(step, 24, f"1:{step.last}) shift words; (( CURRENT-- ));")
+        lines += _zsh_arguments(command, 24, f"*) (( CURRENT == 2 )) && compadd -- {' '.join(command.words)};")
+        return [*lines, f"{inner}esac ;;"]
     lines.append(f"{inner}_arguments -C '(-h --help)'{{-h,--help}}'[show the help]' '1: :->step' '*:: :->rest'")
     lines += [f"{inner}case $state in", f"{inner}    step)", f"{inner}        local -a steps=("]
     lines += [*_zsh_names(command.steps, 32), f"{inner}        )", f"{inner}        _describe step steps ;;"]
@@ -278,9 +298,11 @@ def _fish(commands: list[Command]) -> str:
             lines += _fish_arguments(command, f"{seen}{apart}")
             continue
         names = " ".join(command.words)
+        stepless = f"{seen}; and not __fish_seen_subcommand_from {names}"
+        if not command.needs_step:
+            lines += _fish_arguments(replace(command, words=()), stepless)
         for step in command.steps:
-            unnamed = f"complete -c finectl -n '{seen}; and not __fish_seen_subcommand_from {names}'"
-            lines.append(f"{unnamed} -a {step.last} -d '{_fish_quoted(step.help)}'")
+            lines.append(f"complete -c finectl -n '{stepless}' -a {step.last} -d '{_fish_quoted(step.help)}'")
             lines += _fish_arguments(step, f"{seen}; and __fish_seen_subcommand_from {step.last}")
     return "\n".join(lines) + "\n"
 

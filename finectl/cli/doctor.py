@@ -22,6 +22,7 @@ OPTIONAL = {
     "clean-fid": "vision",
     "open-clip-torch": "vision",
     "torchmetrics": "vision",
+    "peft": "peft",
 }
 NARROW_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 

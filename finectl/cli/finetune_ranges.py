@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finectl.cli import groups
 from finectl.cli import options as opt
+from finectl.cli.banked import with_bank
 from finectl.cli.command import Call, print_result, stage_command
 from finectl.errors import InputError, Interrupted, OutputError, UsageError
 
@@ -35,7 +36,10 @@ def run(call: Call) -> Result | None:
         InputError: the model does not go with the options; with `--collect`, an expert is missing.
         Interrupted: a signal came, or `--max-time` is over; the same command goes on with what is missing.
     """
-    call = with_one_division(call)
+    ready = with_bank(call, with_one_division, _wants_bank)
+    if ready is None:
+        return None
+    call = ready
     if not call.options.world.leads:
         _follow(call)
         return None
@@ -53,6 +57,11 @@ def with_one_division(call: Call) -> Call:
         return call
     dropped = {"borders" if typed == ["ranges"] else "ranges": None}
     return replace(call, config={**call.config, **dropped}, values={**call.values, **dropped})
+
+
+def _wants_bank(call: Call) -> bool:
+    """Tell whether a bank is to be found or made."""
+    return bool(call.values["method"] == "diff-tuning" and call.values["bank"] is None)
 
 
 @dataclass(frozen=True)
@@ -232,8 +241,14 @@ def finetune_ranges(
     p: opt.GlobalP = 0.4,
     coin: opt.Coin = "batch",
     antithetic: opt.Antithetic = False,
-    consistency: opt.ConsistencyWeight = 1.0,
+    method: opt.RangeMethod = "deme",
+    consistency: opt.ConsistencyWeight = None,
     teacher: opt.RangeTeacher = "frozen",
+    retention_power: opt.RetentionPower = None,
+    retention_weight: opt.RetentionWeight = None,
+    retention_share: opt.RetentionShare = None,
+    bank: opt.Bank = None,
+    bank_samples: opt.BankSamples = None,
     projection: opt.Projection = "blocks",
     only: opt.OnlyRange = None,
     collect: opt.Collect = False,
@@ -248,5 +263,6 @@ def finetune_ranges(
 ) -> None:
     """Fine-tune a model into one expert for each range of timesteps (DeMe).
 
-    Ranges are independent: --only makes one, in an array job, say; whichever is last puts them together.
+    Ranges are independent: --only makes one, in an array job, say; whichever is last puts them together. With --method
+    diff-tuning experts retain images of the model (finectl bank) instead of being held to its predictions.
     """

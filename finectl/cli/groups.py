@@ -44,6 +44,29 @@ def optimiser(betas: opt.Betas = None, ema_power: opt.EmaPower = 0.0) -> None:
     """Further options of training (`finectl.training.settings.OptimiserFields`)."""
 
 
+def control(
+    control: opt.ControlName = None,
+    control_model: opt.ControlModel = None,
+    control_set: opt.ControlSet = None,
+    control_images: opt.ControlImages = None,
+    bank_control: opt.BankControl = None,
+    validate_every: opt.ValidateEvery = None,
+    validation_images: opt.ValidationImages = 16,
+    validation_steps: opt.ValidationSteps = 50,
+    vae: opt.Vae = None,
+) -> None:
+    """How a ControlNet is trained (`finectl.stages.finetune_control`)."""
+
+
+def continual(
+    then: opt.Then = None,
+    metrics: opt.ThenMetrics = None,
+    samples: opt.ThenSamples = None,
+    allow_few: opt.AllowFew = False,
+) -> None:
+    """What `finetune --then` measures (`finectl.cli.continual`)."""
+
+
 def training_run(
     save_every: opt.SaveEvery = "1m",
     max_time: opt.MaxTime = None,

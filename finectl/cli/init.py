@@ -20,6 +20,7 @@ def init(
     depths: opt.FamilyDepths = None,
     only: opt.Only = None,
     model: opt.ModelOrNone = None,
+    process: opt.Process = None,
     sigma: opt.Sigma = None,
     sigma_from: opt.SigmaFrom = None,
     prompt: opt.TaskPrompt = None,

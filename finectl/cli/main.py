@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import Exit, TyperException
 
 import finectl
@@ -47,25 +47,64 @@ class LazyGroup(TyperGroup):
             )
         return build_command(cmd_name, self.table)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Return the subcommand of some words; a step is looked for in the word behind its command."""
+        name, *rest = args
+        loaded = self.table.load(name) if name in self.table else None
+        if isinstance(loaded, CommandGroup) and loaded.default and rest and rest[0] in loaded.steps:
+            return name, _build_group(name, loaded), rest
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the subcommands from the table, without importing them."""
         with formatter.section("Commands" if self.table is COMMANDS else "Steps"):
             formatter.write_dl([(name, entry.help) for name, entry in self.table.items()])
 
 
+class SteppedCommand(TyperCommand):
+    """A command that runs by itself, and has steps as well: its help names them."""
+
+    steps: Registry[Entry]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """List the options, then the steps."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Steps"):
+            formatter.write_dl([(name, entry.help) for name, entry in self.steps.items()])
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words that follow the command.
+
+        Raises:
+            UsageError: the first one is no artifact, and looks like a step.
+        """
+        first = args[0] if args else "-"
+        meant = "" if first.startswith("-") or "/" in first or os.path.exists(first) else nearest(first, self.steps)
+        if meant:
+            raise UsageError(f"there is no {self.steps.what} {first!r}{meant}", fix=f"{ctx.command_path} --help")
+        return super().parse_args(ctx, args)
+
+
 def build_command(name: str, table: Registry[Entry] = COMMANDS) -> Any:
-    """Return the parsed command object of one subcommand; of one that has steps of its own, the group of them.
+    """Return the parsed command object of one subcommand.
+
+    Of one that has steps of its own it is the group of them, or the command that runs without a step.
 
     Args:
         name: A name in the table.
         table: `COMMANDS`, or the steps of one of its commands.
     """
     loaded = table.load(name)
+    parser: Any = None
     if isinstance(loaded, CommandGroup):
-        return _build_group(name, loaded)
+        if not loaded.default:
+            return _build_group(name, loaded)
+        parser = type("Stepped", (SteppedCommand,), {"steps": loaded.steps})
+        loaded = loaded.load_default()
     single = typer.Typer(rich_markup_mode=None, add_completion=False)
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-    single.command(name, cls=getattr(loaded, "parser", None), context_settings=settings)(loaded)
+    parser = parser or getattr(loaded, "parser", None)
+    single.command(name, cls=parser, context_settings=settings)(loaded)
     return typer.main.get_command(single)
 
 

@@ -14,8 +14,9 @@ def _use_recipe(ctx: typer.Context, path: Path | None) -> Path | None:
         from finectl.cli.commands import section_of
         from finectl.cli.recipe import load_recipe
 
-        known = [parameter.name for parameter in ctx.command.params if parameter.name]
-        ctx.default_map = load_recipe(path, section_of(ctx.command_path), known)
+        parameters = {p.name: getattr(p, "multiple", False) or p.nargs == -1 for p in ctx.command.params if p.name}
+        known, repeated = list(parameters), [name for name, many in parameters.items() if many]
+        ctx.default_map = load_recipe(path, section_of(ctx.command_path), known, repeated)
     return path
 
 
@@ -73,8 +74,8 @@ Source = Annotated[
     ),
 ]
 To = Annotated[
-    Literal["diffusers", "dit"] | None,
-    typer.Option("--to", help="Export to diffusers, or to the tensors of facebookresearch/DiT."),
+    Literal["diffusers", "dit", "peft"] | None,
+    typer.Option("--to", help="Export to diffusers, to facebookresearch/DiT's tensors, or what --peft trained alone."),
 ]
 Format = Annotated[
     Literal["dit", "diffusers-dit", "diffusers-unet", "edm"] | None,
@@ -176,6 +177,16 @@ ModelOrNone = Annotated[
         metavar="PRESET",
         help="Build this preset instead of INPUT's shapes, where the method can; unet-nano, -cifar, -lsun, -text-nano, "
         "-sd14: he only.",
+    ),
+]
+ImportProcess = Annotated[
+    Literal["ddpm", "edm"] | None,
+    typer.Option("--process", help="Of an imported EDM network: how images are made noisy. [default: ddpm]"),
+]
+Process = Annotated[
+    Literal["ddpm", "edm"] | None,
+    typer.Option(
+        "--process", help="What makes images noisy: edm as EDM's preconditioning. [default: INPUT's, or ddpm]"
     ),
 ]
 Depth = Annotated[int | None, typer.Option("--depth", min=1, help="Number of layers. [default: the preset's]")]
@@ -382,9 +393,19 @@ Coin = Annotated[
 Antithetic = Annotated[
     bool, typer.Option("--antithetic/--no-antithetic", help="Mirror half of a batch's timesteps within their range.")
 ]
+RangeMethod = Annotated[
+    Literal["deme", "diff-tuning"],
+    typer.Option(
+        "--method", help="Hold experts to INPUT's predictions (DeMe), or to images that it made (Diff-Tuning)."
+    ),
+]
 ConsistencyWeight = Annotated[
-    float,
-    typer.Option("--consistency", min=0.0, help="Weight of the distance from INPUT's predictions; 0: no teacher."),
+    float | None,
+    typer.Option(
+        "--consistency",
+        min=0.0,
+        help="Weight of the distance from INPUT's predictions; 0: no teacher. [default: 1; diff-tuning: 0]",
+    ),
 ]
 RangeTeacher = Annotated[
     Literal["frozen", "refreshed"],
@@ -420,13 +441,210 @@ RangeEma = Annotated[
     float | None, typer.Option("--ema", min=0.0, max=1.0, help="Largest decay of the EMA. [default: 0.9999]")
 ]
 
+# How a model is fine-tuned on other data
+Shots = Annotated[
+    int | None,
+    typer.Option("--shots", min=1, help="Training images a class, chosen by --seed. [default: all]"),
+]
+FinetuneMethod = Annotated[
+    Literal["diff-tuning", "full"],
+    typer.Option("--method", help="Keep what the model knows at low noise while it learns (Diff-Tuning); or plainly."),
+]
+Coefficients = Annotated[
+    Literal["sampling", "weights"] | None,
+    typer.Option(
+        "--coefficients",
+        help="What psi and xi are: how timesteps are drawn, as released, or weights of losses, as written. [default: "
+        "sampling]",
+    ),
+]
+ChainPower = Annotated[
+    float | None,
+    typer.Option("--power", min=0.0, help="Exponent of psi(t), by which new images count; 0: all alike. [default: 1]"),
+]
+RetentionPower = Annotated[
+    float | None,
+    typer.Option(
+        "--retention-power", min=0.0, help="Exponent of xi(t), by which retained ones do. [default: --power, else 1]"
+    ),
+]
+Retention = Annotated[
+    Literal["bank", "kd", "none"] | None,
+    typer.Option(
+        "--retention", help="What is kept: images of the model, its predictions on the data, nothing. [default: bank]"
+    ),
+]
+RetentionWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--retention-weight", min=0.0, help="What retained images' mean loss counts. [default: 0.1; weights: 1]"
+    ),
+]
+RetentionShare = Annotated[
+    float | None,
+    typer.Option("--retention-share", min=0.0, max=1.0, help="Share of a batch that is retained. [default: 0.2]"),
+]
+Bank = Annotated[
+    str | None,
+    typer.Option(
+        "--bank", metavar="ARTIFACT", help="Images that INPUT made (finectl bank). [default: its newest, or a new one]"
+    ),
+]
+BankSamples = Annotated[
+    int | None,
+    typer.Option(
+        "--bank-samples", min=1, help="Images of the bank made without --bank. [default: 500 bundled data, else 2,000]"
+    ),
+]
+LabelRows = Annotated[
+    Literal["new", "reuse"] | None,
+    typer.Option(
+        "--label-rows", help="Rows of the classes: drawn anew, or the first ones. [default: reuse of the same labels]"
+    ),
+]
+Peft = Annotated[
+    Literal["none", "lora", "difffit", "bitfit", "adaptformer", "vpt"],
+    typer.Option("--peft", help="Train few parameters instead of all (parameter-efficient tuning)."),
+]
+PeftSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--peft-set",
+        metavar="NAME=VALUE",
+        help="Of --peft: rank, alpha, layers, blocks, dim, scale, tokens or labels; may be repeated.",
+    ),
+]
+FinetuneSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Optimiser updates. [default: 600 bundled data, else 24,000]")
+]
+FinetuneBatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Images a step, over all processes. [default: 64 bundled data, else 32]"),
+]
+FinetuneLr = Annotated[
+    float | None,
+    typer.Option(
+        "--lr", min=0.0, help="AdamW's rate. [default: 5e-4 bundled data, else 1e-4; ten times that with --peft]"
+    ),
+]
+FinetuneWarmup = Annotated[
+    int | None, typer.Option("--warmup-steps", min=0, help="Updates over which the rate rises to --lr. [default: 0]")
+]
+Then = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--then",
+        metavar="DATA",
+        help="Go on with this data, from the model before, and measure all so far; repeatable.",
+    ),
+]
+ThenMetrics = Annotated[
+    str | None, typer.Option("--metrics", metavar="LIST", help="With --then: what is measured. [default: as evaluate]")
+]
+ThenSamples = Annotated[
+    int | None, typer.Option("--samples", min=1, help="With --then: images of each measurement. [default: 1,000]")
+]
+
 # How it samples and measures
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Images to generate.")]
+ControlName = Annotated[
+    Literal["edge", "sketch", "depth", "normal", "segmentation", "folder"] | None,
+    typer.Option(
+        "--control", help="Train a ControlNet for this control on a UNet of text, which itself stays as it is."
+    ),
+]
+ControlModel = Annotated[
+    str | None,
+    typer.Option("--control-model", metavar="PATH|ID", help="What measures depth, normal or segmentation."),
+]
+ControlSet = Annotated[
+    str | None,
+    typer.Option("--control-set", metavar="NAME=VALUE,...", help="Numbers of the control, such as sigma=1 of edge."),
+]
+ControlImages = Annotated[
+    str | None,
+    typer.Option(
+        "--control-images", metavar="PATH", help="The images of --control folder, named like those of --data."
+    ),
+]
+BankControl = Annotated[
+    Literal["empty", "extracted"] | None,
+    typer.Option("--bank-control", help="The control of retained images: none, or their own. [default: empty]"),
+]
+ValidateEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--validate-every",
+        min=0,
+        help="Make images of held-out controls every so many updates, and measure these again; 0 never. [default: a "
+        "thirtieth of --steps bundled data, else 100]",
+    ),
+]
+ValidationImages = Annotated[
+    int, typer.Option("--validation-images", min=1, help="How many images that --validate-every makes.")
+]
+ValidationSteps = Annotated[
+    int, typer.Option("--validation-steps", min=1, help="Steps of the reverse process in which it makes them.")
+]
+ControlImage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control-image",
+        metavar="PATH",
+        help="With a ControlNet: a control, or a folder of them; may be repeated. [default: those of held-out images]",
+    ),
+]
+FromImage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from-image", metavar="PATH", help="The same of photographs, whose control is measured; may be repeated."
+    ),
+]
+ControlScale = Annotated[
+    float, typer.Option("--control-scale", min=0.0, help="What a ControlNet's branch counts; 0 is the model alone.")
+]
+
+BankSize = Annotated[
+    int | None,
+    typer.Option(
+        "--samples", min=1, help="Images to generate. [default: 500 bundled data, else 50 a class, 5,000 to 50,000]"
+    ),
+]
+BankPrompt = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="A prompt; may be repeated. [default: the training captions]"),
+]
+BankGuidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance", min=0.0, help="Classifier-free guidance scale; 1 is none. [default: 1.5, without null class 1]"
+    ),
+]
 Scheduler = Annotated[str, typer.Option("--scheduler", metavar="NAME", help="ddpm, ddim, pndm or dpm-solver++.")]
 SamplingSteps = Annotated[int, typer.Option("--sampling-steps", min=1, help="Steps of the reverse process.")]
 Guidance = Annotated[float, typer.Option("--guidance", min=0.0, help="Classifier-free guidance scale; 1 is none.")]
+Handover = Annotated[
+    str | None,
+    typer.Option("--handover", metavar="PRETRAINED", help="Let this model, without classes, make the last steps."),
+]
+Fraction = Annotated[
+    float | None,
+    typer.Option(
+        "--fraction",
+        min=0.0,
+        max=1.0,
+        help="Share of the steps, those of least noise, that --handover makes. [default: 0.1]",
+    ),
+]
+DomainGuidance = Annotated[
+    str | None,
+    typer.Option(
+        "--domain-guidance", metavar="PRETRAINED", help="Guide away from this model's unconditional prediction."
+    ),
+]
 Labels = Annotated[
-    str | None, typer.Option("--labels", metavar="LIST", help="Classes to generate. [default: all, in turn]")
+    str | None,
+    typer.Option("--labels", metavar="LIST", help="Classes to generate, in turn. [default: those of the data]"),
 ]
 Metrics = Annotated[
     str | None,
@@ -576,6 +794,33 @@ LandscapeGrid = Annotated[int, typer.Option("--grid", min=3, help="Points along 
 MergedModel = Annotated[
     str | None, typer.Option("--merged", metavar="MODEL", help="A merged model to mark in the landscape.")
 ]
+ForgettingPretrained = Annotated[
+    str | None,
+    typer.Option("--pretrained", metavar="MODEL", help="What INPUT was fine-tuned from. [default: what it records]"),
+]
+ForgettingBank = Annotated[
+    str | None,
+    typer.Option("--bank", metavar="BANK", help="Images of that model for ewc. [default: INPUT's, else its data]"),
+]
+SourceData = Annotated[
+    str | None, typer.Option("--source-data", metavar="NAME", help="Its data, as --data. [default: what it records]")
+]
+OnlyForgetting = Annotated[
+    str | None, typer.Option("--only", metavar="LIST", help="Some of chain, ewc, loss. [default: all that fit]")
+]
+Fractions = Annotated[
+    str, typer.Option("--fractions", metavar="LIST", help="Shares x of the steps that are handed over, 0 to 1.")
+]
+ChainMetric = Annotated[
+    str | None,
+    typer.Option("--metric", metavar="NAME", help="A metric of evaluate, of images. [default: frechet where it fits]"),
+]
+ChainSamples = Annotated[int, typer.Option("--samples", min=2, help="Images to generate for each share.")]
+ChainPictures = Annotated[int, typer.Option("--pictures", min=1, help="Images of each share that are shown.")]
+FisherImages = Annotated[int, typer.Option("--fisher-images", min=1, help="Images whose gradients ewc takes.")]
+FisherDraws = Annotated[int, typer.Option("--fisher-draws", min=1, help="Timesteps and noises of each of them.")]
+LossImages = Annotated[int, typer.Option("--images", min=1, help="Held-out images of each domain, at most.")]
+LossRanges = Annotated[int, typer.Option("--ranges", min=1, help="Equal timestep ranges in which the loss is given.")]
 
 # How it runs
 Recipe = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,11 @@ from finectl.cli.commands import typed
 from finectl.errors import InputError, UsageError
 from finectl.registry import nearest
 
-MANY = "inputs"
 DIGEST = "_digest"
 NOT_IN_RECIPES = ("recipe", "dry_run", "out", "ctx", "help")
 
 
-def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
+def load_recipe(path: Path, stage: str, known: Sequence[str], repeated: Collection[str] = ()) -> dict[str, Any]:
     """Return option name to value for one stage.
 
     Args:
@@ -23,6 +22,7 @@ def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
             the sections under NAME, for a file that holds several variants.
         stage: The subcommand; of a step `gen-weights-STEP`.
         known: The names of its parameters.
+        repeated: Those of them that may be given several times, so that a value may hold commas.
 
     Raises:
         InputError: the file is missing or is not plain YAML.
@@ -42,7 +42,7 @@ def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"the recipe {path} is not a table", expected="one section a stage, such as 'train:'")
     if "schema" in content and not variant:
-        return _from_manifest(path, stage, known)
+        return _from_manifest(path, stage, known, repeated)
     if variant:
         content = _variant(path, content, variant)
     if stage not in content:
@@ -53,7 +53,7 @@ def load_recipe(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
     section = content[stage] or {}
     if not isinstance(section, dict):
         raise UsageError(f"the section {stage!r} of {path} is not a table", expected="option: value")
-    return _checked(path, stage, section, known)
+    return _checked(path, stage, section, known, repeated)
 
 
 def _variant(path: Path, content: dict[Any, Any], name: str) -> dict[Any, Any]:
@@ -68,7 +68,7 @@ def _variant(path: Path, content: dict[Any, Any], name: str) -> dict[Any, Any]:
     return found
 
 
-def _from_manifest(path: Path, stage: str, known: Sequence[str]) -> dict[str, Any]:
+def _from_manifest(path: Path, stage: str, known: Sequence[str], repeated: Collection[str] = ()) -> dict[str, Any]:
     """Return the options with which an artifact was made, and its parents as INPUT."""
     from finectl.artifacts.manifest import read_manifest
 
@@ -80,7 +80,7 @@ def _from_manifest(path: Path, stage: str, known: Sequence[str]) -> dict[str, An
         )
     # A digest that is no option is of something that the options name: it is computed again.
     given = {k: v for k, v in manifest.config.items() if v is not None and (k in known or not k.endswith(DIGEST))}
-    values = _checked(path, stage, given, known)
+    values = _checked(path, stage, given, known, repeated)
     # Those of another role than the first are named by options.
     inputs = [parent for parent in manifest.parents if parent.role == manifest.parents[0].role]
     parents = [str((path.parent / parent.path).resolve()) for parent in inputs]
@@ -91,7 +91,9 @@ def _from_manifest(path: Path, stage: str, known: Sequence[str]) -> dict[str, An
     return values
 
 
-def _checked(path: Path, stage: str, section: dict[Any, Any], known: Sequence[str]) -> dict[str, Any]:
+def _checked(
+    path: Path, stage: str, section: dict[Any, Any], known: Sequence[str], repeated: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the section with option names as parameter names; a list becomes the comma form of the command line."""
     allowed = [name for name in known if name not in NOT_IN_RECIPES]
     values: dict[str, Any] = {}
@@ -102,7 +104,7 @@ def _checked(path: Path, stage: str, section: dict[Any, Any], known: Sequence[st
                 f"the recipe {path} sets {key!r}, which is no option of '{typed(stage)}'{nearest(name, allowed)}",
                 fix=f"{typed(stage)} --help",
             )
-        values[name] = _as_typed(path, key, value, many=name == MANY)
+        values[name] = _as_typed(path, key, value, many=name in repeated)
     return values
 
 

@@ -179,6 +179,22 @@ class ImageSet:
         chosen = torch.tensor(sorted(_balanced(self.labels, count, seed)), dtype=torch.int64)
         return replace(self, indices=self.indices[chosen])
 
+    def few(self, per_class: int, seed: int) -> ImageSet:
+        """Return a fixed part of this set with at most so many images of each class, in this set's order.
+
+        The same arguments always give the same images, and those of a smaller number are among those of a larger one.
+
+        Args:
+            per_class: At least 1; a class that has fewer gives all.
+            seed: Seed of the choice.
+        """
+        labels = self.store.labels[self.indices]
+        chosen: list[int] = []
+        for label in labels.unique().tolist():
+            members = (labels == label).nonzero().flatten()
+            chosen += [index for _, index in heapq.nsmallest(per_class, _ranked(members, seed))]
+        return replace(self, indices=self.indices[torch.tensor(sorted(chosen), dtype=torch.int64)])
+
 
 def mirror(images: Tensor, flips: Tensor | None) -> Tensor:
     """Mirror some of a batch (B, C, H, W) left to right, in place, and return it; `flips` is bool (B,)."""

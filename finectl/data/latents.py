@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,16 +27,12 @@ from finectl.errors import ComputationError, FinectlError, InputError, UsageErro
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from finectl.data.mapped import MappedRows
-
 KIND = "latents"
 INDEX = "index.json"
 CAPTIONS = "captions.json"
 FORMAT = 1
 STORAGE = {"float16": "F16", "float32": "F32"}
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
-# Each keeps a file open, of which a process may have 1,024 on many machines.
-OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True)
@@ -244,13 +239,14 @@ class LatentStore:
         import numpy as np
         import torch
 
+        from finectl.data.mapped import ShardedRows, Table
+
         self.index = index
-        self._shards = index.shards
-        self._places = [_place(directory / shard.file, index, shard.count) for shard in self._shards]
-        self._paths = [directory / shard.file for shard in self._shards]
+        paths = [directory / shard.file for shard in index.shards]
+        places = [_place(path, index, shard.count) for path, shard in zip(paths, index.shards, strict=True)]
         labels = [
             np.fromfile(path, "<i8", shard.count, offset=place.labels)
-            for path, place, shard in zip(self._paths, self._places, self._shards, strict=True)
+            for path, place, shard in zip(paths, places, index.shards, strict=True)
         ]
         self.labels: Tensor = torch.from_numpy(np.concatenate(labels))
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(index.class_names):
@@ -258,16 +254,12 @@ class LatentStore:
                 f"{directory} has labels {int(self.labels.min())}..{int(self.labels.max())}",
                 expected=f"0..{len(index.class_names) - 1}, for its {len(index.class_names)} classes",
             )
-        self._rows = lru_cache(maxsize=OPEN_SHARDS)(self._map)
-
-    def _map(self, number: int) -> MappedRows:
-        """Map a shard: the rows of its images, then those of the mirrored ones."""
-        from finectl.data.mapped import MappedRows
-
-        rows = self._shards[number].count * (1 + self.index.flips)
-        # Of hundreds of maps none may keep its pages: the kernel maps what lies around a row with it.
-        place = self._places[number].moments
-        return MappedRows(self._paths[number], place, rows, self.index.row, self.index.storage, held_bytes=0)
+        tables = [
+            Table(path, place.moments, shard.count * (1 + index.flips))  # its images, then the mirrored ones
+            for path, place, shard in zip(paths, places, index.shards, strict=True)
+        ]
+        self._counts = torch.tensor([shard.count for shard in index.shards])
+        self._rows = ShardedRows(tables, index.row, index.storage)
 
     def read(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
         """Return moments (B, 2c, h, w) in the stored type; see `Store.read`.
@@ -282,16 +274,8 @@ class LatentStore:
         if flips is not None and bool(flips.any()):
             if not self.index.flips:
                 raise UsageError("there are no latents of mirrored images", fix="finectl encode --flip")
-            counts = torch.tensor([shard.count for shard in self._shards])
-            rows = rows + flips * counts[shards]
-        numbers = shards.unique().tolist()
-        if len(numbers) == 1:
-            return self._rows(numbers[0]).take(rows)
-        read = torch.empty((len(indices), *self.index.row), dtype=getattr(torch, self.index.storage))
-        for number in numbers:
-            places = (shards == number).nonzero().flatten()
-            read[places] = self._rows(number).take(rows[places])
-        return read
+            rows = rows + flips * self._counts[shards]
+        return self._rows.take(shards, rows)
 
     def transform(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return scaled latents, float32 (B, c, h, w): (mean + std * noise - shift) * scaling; see `Store.transform`.

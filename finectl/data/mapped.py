@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor
 
 # What a process has read of a mapped file counts as its memory until it is told to let go of it.
 HELD_BYTES = 64 << 20
+# Each keeps a file open, of which a process may have 1,024 on many machines.
+OPEN_SHARDS = 256
 
 
 class MappedRows:
@@ -82,3 +87,47 @@ class MappedRows:
         if self._held > self._held_bytes:
             self._held = 0
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class Table(NamedTuple):
+    """A table in a file: the byte at which it begins, and its rows."""
+
+    path: Path
+    offset: int
+    rows: int
+
+
+class ShardedRows:
+    """Tables of rows of one shape in many files; several threads may read at once.
+
+    Args:
+        tables: Where each is.
+        row: Shape of a row.
+        dtype: numpy's name of the numbers' type.
+    """
+
+    def __init__(self, tables: Sequence[Table], row: tuple[int, ...], dtype: str) -> None:
+        self.tables = tuple(tables)
+        self.row = row
+        self.dtype = dtype
+        self._rows = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+
+    def _map(self, number: int) -> MappedRows:
+        # Of hundreds of maps none may keep its pages: the kernel maps what lies around a row with it.
+        return MappedRows(*self.tables[number], self.row, self.dtype, held_bytes=0)
+
+    def take(self, tables: Tensor, rows: Tensor) -> Tensor:
+        """Return rows (B, *row) in memory of their own.
+
+        Args:
+            tables: int64 (B,), of which table each is.
+            rows: int64 (B,), which of its rows.
+        """
+        numbers = tables.unique().tolist()
+        if len(numbers) == 1:
+            return self._rows(numbers[0]).take(rows)
+        read = torch.empty((len(rows), *self.row), dtype=getattr(torch, self.dtype))
+        for number in numbers:
+            places = (tables == number).nonzero().flatten()
+            read[places] = self._rows(number).take(rows[places])
+        return read

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from finectl.diffusion import edm
 from finectl.diffusion.config import BETA_END, BETA_START, DDPM, TRAIN_TIMESTEPS, DiffusionConfig
 
 __all__ = ["BETA_END", "BETA_START", "TRAIN_TIMESTEPS", "NoiseSchedule", "at_images"]
@@ -60,8 +61,12 @@ class NoiseSchedule:
         """Return the schedule of these numbers.
 
         Reference: arXiv 2006.11239, section 4 (linear); Rombach et al., arXiv 2112.10752, section D (scaled linear);
-        Nichol and Dhariwal, arXiv 2102.09672, Eq. 17 (cosine).
+        Nichol and Dhariwal, arXiv 2102.09672, Eq. 17 (cosine); `finectl.diffusion.edm`.
         """
+        if config.is_edm:
+            kept = edm.alphas_cumprod(config)
+            before = torch.cat([kept.new_ones(1), kept[:-1]])
+            return cls((1 - kept / before).to(device), kept.to(device), config)
         first, last, count = config.beta_start, config.beta_end, config.timesteps
         if config.beta_schedule == "linear":
             betas = torch.linspace(first, last, count, dtype=torch.float64)
@@ -82,7 +87,7 @@ class NoiseSchedule:
         return self.config.prediction
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise.
+        """Return x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise; EDM's process divides x_0 by sigma_data.
 
         Args:
             x0: (B, C, H, W), images in [-1, 1].
@@ -92,7 +97,8 @@ class NoiseSchedule:
         Reference: arXiv 2006.11239, Eq. 4.
         """
         kept = self.alphas_cumprod[t]  # (B,)
-        return at_images(kept.sqrt(), x0) * x0 + at_images((1 - kept).sqrt(), x0) * noise
+        signal = kept.sqrt() * self.config.data_scale
+        return at_images(signal, x0) * x0 + at_images((1 - kept).sqrt(), x0) * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return what a perfect model would predict, (B, C, H, W).
@@ -110,7 +116,8 @@ class NoiseSchedule:
         if self.prediction == "sample":
             return x0
         kept = self.alphas_cumprod[t]
-        return at_images(kept.sqrt(), x0) * noise - at_images((1 - kept).sqrt(), x0) * x0
+        spread = (1 - kept).sqrt() * self.config.data_scale
+        return at_images(kept.sqrt(), x0) * noise - at_images(spread, x0) * x0
 
     def noise_of(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the noise that a prediction stands for, (B, C, H, W).

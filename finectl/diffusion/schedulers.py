@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from finectl.errors import UsageError
 from finectl.registry import Entry, Registry
 
@@ -31,3 +33,15 @@ def require_scheduler(name: str, prediction: str) -> None:
             f"--scheduler {name} does not work with a model that predicts the clean image",
             expected=f"one of: {', '.join(other for other in SCHEDULERS if other not in NO_SAMPLE_PREDICTION)}",
         )
+
+
+def steps_handed_over(share: float, steps: int) -> int:
+    """Return how many of the reverse steps, the last ones, another model makes.
+
+    Of S steps, counted from the end, those of an index below x S: a share above 0 is at least one step.
+
+    Args:
+        share: x, in [0, 1].
+        steps: S.
+    """
+    return math.ceil(round(share * steps, 6))  # 0.55 of 20 steps are 11, whatever floats make of it

@@ -73,7 +73,16 @@ class WeightedLoss:
         self.weights = weights(name, schedule, normalise)
 
     def __call__(
-        self, model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, step: int
+        self,
+        model: Denoiser,
+        schedule: NoiseSchedule,
+        x0: Tensor,
+        y: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        *,
+        step: int,
+        slots: slice | None = None,
     ) -> Tensor:
         """Return each image's loss, (B,), float32, as `finectl.training.run.Loss` says."""
         return denoising_loss(model, schedule, x0, y, t, noise, weight=self.weights.to(t.device)[t].float())

@@ -44,7 +44,16 @@ class Imitation:
         self.teacher = teacher.eval().requires_grad_(False)
 
     def __call__(
-        self, model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, step: int
+        self,
+        model: Denoiser,
+        schedule: NoiseSchedule,
+        x0: Tensor,
+        y: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        *,
+        step: int,
+        slots: slice | None = None,
     ) -> Tensor:
         """Return (B,), as `finectl.training.run.Loss` says."""
         x_t = schedule.add_noise(x0, noise, t)

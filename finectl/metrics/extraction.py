@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from finectl.artifacts.tensors import load_tensors, save_tensors
 from finectl.errors import ComputationError
 from finectl.metrics.features import Extractor
 
@@ -114,50 +112,6 @@ def identity(pixels: Pixels) -> tuple[int, int]:
     digest.update(np.ascontiguousarray(pixels).data)
     raw = digest.digest()
     return int.from_bytes(raw[:8], "little", signed=True), int.from_bytes(raw[8:16], "little", signed=True)
-
-
-class Chunks:
-    """The rows of a set of images on disk, in files of `size` images.
-
-    Args:
-        directory: Where the files are.
-        name: What their names begin with; it says of which images and networks they are.
-        count: Images in all.
-        size: Images a file.
-    """
-
-    def __init__(self, directory: Path, name: str, count: int, size: int) -> None:
-        self.directory = directory
-        self.name = name
-        self.count = count
-        self.size = size
-
-    @property
-    def firsts(self) -> list[int]:
-        """The first image of each file."""
-        return list(range(0, self.count, self.size))
-
-    def file(self, first: int) -> Path:
-        """Return the file whose first image this is."""
-        return self.directory / f"{self.name}-{self.size}-{first}.safetensors"
-
-    def span(self, first: int) -> range:
-        """Return the images of a file."""
-        return range(first, min(first + self.size, self.count))
-
-    def save(self, first: int, rows: Mapping[str, Tensor]) -> None:
-        """Write a file, atomically."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        save_tensors(self.file(first), rows)
-
-    def load(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-        """Return the rows of all files, in order."""
-        parts: dict[str, list[Tensor]] = {}
-        for first in self.firsts:
-            for name, rows in load_tensors(self.file(first)).items():
-                if wanted(name):
-                    parts.setdefault(name, []).append(rows)
-        return {name: torch.cat(rows) for name, rows in parts.items()}
 
 
 def canonical_order(identities: Tensor) -> Tensor:

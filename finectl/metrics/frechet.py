@@ -23,7 +23,7 @@ from finectl.metrics.gaussian import (
 )
 from finectl.metrics.measured import Measured
 
-__all__ = ["Gaussian", "Moments", "frechet", "frechet_distance", "frechet_infinity", "moments"]
+__all__ = ["Gaussian", "Moments", "frechet", "frechet_change", "frechet_distance", "frechet_infinity", "moments"]
 
 # The fast way is taken when its error stays below this share of the distance, or, for distances that are themselves
 # the rounding error of the traces, below the other share of the traces.
@@ -150,6 +150,32 @@ def frechet(features: Tensor, reference: Gaussian) -> Measured:
     error = float(_influence(features, gaussian, reference).std()) / math.sqrt(gaussian.count)
     measured = Measured.around(value, error, {"n": gaussian.count})
     return Measured(value, max(0.0, measured.low), measured.high, measured.details)
+
+
+def frechet_change(features: Tensor, before: Tensor, reference: Gaussian) -> Measured:
+    """Return by how much the Frechet distance of images differs from that of others, paired, with its 95 % interval.
+
+    Row k of both sets is of the same draw, such as images of two models from one noise. What the pair has in common
+    moves both distances alike, so that the difference is far more certain than either distance. The interval is that
+    of `frechet`, from the difference of each pair's influences.
+
+    Args:
+        features: float (N, d), N at least 2.
+        before: float (N, d), the same number of rows.
+        reference: Gaussian of d features.
+
+    Raises:
+        InputError: the shapes do not fit, or N is below 2.
+        ComputationError: a feature is not finite.
+    """
+    if features.shape != before.shape:
+        raise InputError(
+            f"pairs of features of shapes {tuple(features.shape)} and {tuple(before.shape)}", expected="one shape"
+        )
+    gaussians = [Gaussian.of(rows) for rows in (features, before)]
+    one, other = (frechet_distance(gaussian, reference) for gaussian in gaussians)
+    moved = _influence(features, gaussians[0], reference) - _influence(before, gaussians[1], reference)
+    return Measured.around(one - other, float(moved.std()) / math.sqrt(len(features)), {"n": len(features)})
 
 
 def _influence(features: Tensor, gaussian: Gaussian, reference: Gaussian) -> Tensor:

@@ -6,7 +6,7 @@ a candidate on fresh noise under another number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from finectl.data.dataset import ImageSet
 from finectl.metrics import METRICS
 from finectl.metrics.extraction import IDENTITY, FeatureExtraction, canonical_order
 from finectl.metrics.features import EXTRACTORS, FeatureOptions
-from finectl.metrics.frechet import Gaussian
+from finectl.metrics.frechet import Gaussian, frechet_change
 from finectl.metrics.heldout_loss import heldout_loss
-from finectl.metrics.measure import LABELS, Against, Rows, measure
+from finectl.metrics.measure import FRECHET, LABELS, Against, Rows, measure
 from finectl.metrics.measured import Measured
 from finectl.metrics.objective import LOSS, Objective
 from finectl.metrics.reference import ReferenceInfo
@@ -115,10 +115,44 @@ class Measuring:
             prompts=self.prompts,
             **self.sampling,
         )
-        source = GeneratedImages(generator, samples)
-        rows = self._extract(source)
-        kept = Rows.of({**rows, LABELS: source.labels(range(samples))})
-        return measure(self.objective.metric, self._key, kept, self._against, self.seed)
+        return self.measured(self.rows(GeneratedImages(generator, samples, self.objective.labels)))
+
+    @property
+    def width(self) -> int:
+        """Number of the features in which images are measured."""
+        return self._extractor.outputs[METRICS[self.objective.metric].output]
+
+    def rows(self, source: Source) -> dict[str, Tensor]:
+        """Return what is measured of images, one row an image: features and labels; rows may be put together.
+
+        Raises:
+            ComputationError: images or features are not finite.
+        """
+        return {**self._extract(source), LABELS: source.labels(range(source.count))}
+
+    def measured(self, rows: Mapping[str, Tensor]) -> Measured:
+        """Measure images by their rows of features.
+
+        Args:
+            rows: As the method `rows` gives them.
+        """
+        return measure(self.objective.metric, self._key, Rows.of(rows), self._against, self.seed)
+
+    def changed(self, rows: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Measured | None:
+        """Measure by how much images differ from others of the same noise, image by image.
+
+        Args:
+            rows: As the method `rows` gives them.
+            before: The same of the other images, in the same order.
+
+        Returns:
+            The difference with the interval of pairs; None for a metric that is no Fréchet distance.
+        """
+        entry = METRICS[self.objective.metric]
+        if entry.target != FRECHET or self.objective.metric == "fid-infinity":
+            return None
+        name = f"{self._key}/{entry.output}"
+        return frechet_change(rows[name], before[name], self._against.statistics[self._key, entry.output].gaussian)
 
     def _extract(self, source: Source) -> dict[str, Tensor]:
         """Return the rows of features of a source, computed in batches."""

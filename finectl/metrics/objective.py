@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finectl.data.classes import chosen_labels
 from finectl.data.sources import DataInfo, DataOptions
 from finectl.errors import UsageError
 from finectl.metrics import ALIASES, METRICS
@@ -24,11 +25,13 @@ class Objective:
         metric: A key of `METRICS`.
         extractor: The network in whose features it is measured; None for the held-out loss.
         reference: What images are compared with; None where nothing is.
+        labels: The classes that are drawn in turn; None for all that the model has.
     """
 
     metric: str
     extractor: ExtractorInfo | None
     reference: ReferenceInfo | None
+    labels: tuple[int, ...] | None = None
 
     @property
     def sign(self) -> float:
@@ -39,7 +42,8 @@ class Objective:
     def digest(self) -> str:
         """What decides its values beside the options: the network's weights and the reference."""
         parts = [self.extractor.digest if self.extractor else "", self.reference.fingerprint if self.reference else ""]
-        return "-".join(part[:16] for part in parts if part)
+        drawn = f"labels {','.join(map(str, self.labels))}" if self.labels else ""
+        return "-".join([*(part[:16] for part in parts if part), *([drawn] if drawn else [])])
 
     @classmethod
     def of(
@@ -81,10 +85,11 @@ class Objective:
                 expected="other features: --features torchvision:NAME --features-weights FILE",
                 fix="--objective loss",
             )
+        labels = chosen_labels(data) if data.whole and model.num_classes else None
         key = ("torchvision" if features.network else DIGITS) if entry.features == "chosen" else entry.features
         extractor = EXTRACTORS.load(key).describe(features)
         if metric in ("is", "accuracy"):
-            return cls(metric, extractor, None)
+            return cls(metric, extractor, None, labels)
         size = model.image_size * (int(data.vae["downscale"]) if data.vae else 1)
         found = describe_reference(reference, data, size, options)
         if found.form == "files" or (found.part == "all" and found.form == "data"):
@@ -93,7 +98,7 @@ class Objective:
                 fix="finectl evaluate keeps their statistics: --reference statistics/NAME",
             )
         require_extractor(found, extractor.name, extractor.digest, extractor.resize, features.dtype)
-        return cls(metric, extractor, found)
+        return cls(metric, extractor, found, labels)
 
 
 def _known() -> str:

@@ -53,10 +53,17 @@ def reader(levels: Tensor) -> Read:
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImages:
-    """Images that a model makes when they are wanted, the classes or the prompts in turn."""
+    """Images that a model makes when they are wanted, the classes or the prompts in turn.
+
+    Args:
+        generator: The model, and how it is sampled.
+        count: Number of images.
+        drawn: The classes in turn; None for all that the model has.
+    """
 
     generator: Generator
     count: int
+    drawn: Sequence[int] | None = None
 
     def open(self, span: range, check: Check) -> Read:
         """See `Source.open`."""
@@ -68,7 +75,8 @@ class GeneratedImages:
         """See `Source.labels`; those of the images that the prompts describe."""
         if self.generator.prompts is not None:
             return self.generator.prompts.classes_of(span)
-        return torch.tensor([index % max(self.generator.model.config.num_classes, 1) for index in span])
+        drawn = self.drawn or range(max(self.generator.model.config.num_classes, 1))
+        return torch.tensor([drawn[index % len(drawn)] for index in span])
 
     def prompts(self) -> Sequence[str] | None:
         """See `Source.prompts`."""
@@ -110,10 +118,17 @@ class SampledImages:
 
 @dataclass(frozen=True, eq=False)
 class DataImages:
-    """The images of a data set; those of latents are decoded."""
+    """The images of a data set; those of latents are decoded.
+
+    Args:
+        images: The set.
+        vae: What decodes them.
+        texts: The prompt of each image, where they have one.
+    """
 
     images: ImageSet
     vae: Vae | None = None
+    texts: tuple[str, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -130,9 +145,9 @@ class DataImages:
         """See `Source.labels`."""
         return self.images.labels[span.start : span.stop]
 
-    def prompts(self) -> None:
+    def prompts(self) -> Sequence[str] | None:
         """See `Source.prompts`."""
-        return
+        return self.texts
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finectl.artifacts.chunks import Chunks
 from finectl.artifacts.tensors import load_tensors, save_tensors
 from finectl.errors import InputError
-from finectl.metrics.extraction import IDENTITY, Chunks, canonical_order
+from finectl.metrics.extraction import IDENTITY, canonical_order
 from finectl.metrics.frechet import Gaussian, Moments
 
 # Rows kept of a larger reference: precision and recall are customarily measured with as many.

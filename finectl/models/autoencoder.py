@@ -12,6 +12,18 @@ from finectl.models.vae import MENDING, describe_vae, find_recorded, require_sam
 PIXEL_CHANNELS = (1, 3)
 
 
+def works_on_latents(artifact: Artifact, channels: int) -> bool:
+    """Tell whether a model's images are latents, whether or not the autoencoder is at hand.
+
+    Args:
+        artifact: The model.
+        channels: Those of its images.
+    """
+    kept = components.read_parts(artifact).parts if artifact.has(components.NAME) else {}
+    recorded = artifact.manifest.data.get("vae")
+    return recorded is not None or components.VAE in kept or channels not in PIXEL_CHANNELS
+
+
 def find_autoencoder(given: str | None, artifact: Artifact, channels: int) -> dict[str, Any] | None:
     """Return what decodes a model's latents; None for a model of pixels.
 

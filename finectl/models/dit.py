@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finectl.diffusion.edm import network_times
+from finectl.models.extra_layers import Bottleneck, draw_extra
+from finectl.models.extras import BOTTLENECK, PROMPTS
 from finectl.models.presets import FREQUENCIES, LAYER_TYPES, NORM_EPS, DiTConfig, layer_shapes
 from finectl.models.projection_layers import PREFIX as PROJECTIONS
 from finectl.models.projection_layers import TokenProjection, build_projections
@@ -28,6 +31,7 @@ from finectl.models.sharing import (
     xavier_uniform,
 )
 from finectl.models.tying import OWN, Tying
+from finectl.models.zero_layers import ZeroConv2d, ZeroEmbedding, ZeroLinear
 
 MAX_PERIOD = 10_000.0
 EMBEDDING_STD = 0.02
@@ -35,32 +39,12 @@ EXPLICIT_ATTENTION_TOKENS = 512
 """Up to this many tokens, half-precision training on a CPU holds the matrix of attention weights."""
 
 
-class _ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero, so that building a model draws no random numbers."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
-class _ZeroConv2d(nn.Conv2d):
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-class _ZeroEmbedding(nn.Embedding):
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-
-
 class PatchEmbedder(nn.Module):
     """Cut an image into patches and map each to a token: (B, C, H, W) -> (B, T, D)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.proj = _ZeroConv2d(config.channels, config.width, config.patch_size, stride=config.patch_size)
+        self.proj = ZeroConv2d(config.channels, config.width, config.patch_size, stride=config.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.proj(x)).flatten(2).transpose(1, 2)
@@ -72,8 +56,8 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.frequency_divisor = config.frequency_divisor
-        first = _ZeroLinear(FREQUENCIES, config.width)
-        self.mlp = nn.Sequential(first, nn.SiLU(), _ZeroLinear(config.width, config.width))
+        first = ZeroLinear(FREQUENCIES, config.width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), ZeroLinear(config.width, config.width))
 
     def forward(self, t: Tensor) -> Tensor:
         waves = timestep_frequencies(t, self.frequency_divisor)  # (B, 256)
@@ -85,7 +69,7 @@ class LabelEmbedder(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.embedding_table = _ZeroEmbedding(config.num_classes + 1, config.width)
+        self.embedding_table = ZeroEmbedding(config.num_classes + 1, config.width)
 
     def forward(self, y: Tensor) -> Tensor:
         return cast(Tensor, self.embedding_table(y))
@@ -100,24 +84,32 @@ class SelfAttention(nn.Module):
         self.qkv = qkv
         self.proj = proj
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prompts: int = 0) -> Tensor:
+        """Mix tokens: (B, T, D) to (B, T - prompts, D).
+
+        The first `prompts` tokens are attended to only.
+        """
         batch, tokens, width = x.shape
         parts = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, heads, T, D / heads)
+        if prompts:
+            q = q[:, :, prompts:]
         mixed = attention(q, k, v)
-        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width)))
+        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(batch, tokens - prompts, width)))
 
 
 class FeedForward(nn.Module):
-    """Two layers with a tanh-approximated GELU between them."""
+    """Two layers with a tanh-approximated GELU between them, and a bottleneck beside them where there is one."""
 
-    def __init__(self, fc1: nn.Module, fc2: nn.Module) -> None:
+    def __init__(self, fc1: nn.Module, fc2: nn.Module, bottleneck: nn.Module | None = None) -> None:
         super().__init__()
         self.fc1 = fc1
         self.fc2 = fc2
+        self.bottleneck = bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
+        output = cast(Tensor, self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
+        return output if self.bottleneck is None else output + self.bottleneck(x)
 
 
 class Block(nn.Module):
@@ -134,11 +126,27 @@ class Block(nn.Module):
         self.attn = SelfAttention(config.heads, layers["qkv"], layers["o"])
         self.mlp = FeedForward(layers["in"], layers["out"])
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), layers["adaln"])
+        self.prompts: nn.Parameter | None
+        self.register_parameter(PROMPTS, None)
+        self.extend(config)
+
+    def extend(self, config: DiTConfig) -> None:
+        """Add those of the configuration's extra parts that are not there yet; they hold zeros."""
+        extras = config.extras
+        if extras.bottleneck and self.mlp.bottleneck is None:
+            self.mlp.bottleneck = Bottleneck(config.width, extras.bottleneck, extras.scale)
+        if extras.prompts and self.prompts is None:
+            self.prompts = nn.Parameter(torch.zeros(extras.prompts, config.width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         signals = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=2)  # 6 x (B, 1, D)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = signals
-        x = torch.addcmul(x, gate, self.attn(modulated_norm(x, shift, scale)))  # (B, T, D)
+        if self.prompts is None:
+            attended = self.attn(modulated_norm(x, shift, scale))
+        else:
+            longer = torch.cat([self.prompts.to(x.dtype).expand(len(x), -1, -1), x], dim=1)  # (B, P + T, D)
+            attended = self.attn(modulated_norm(longer, shift, scale), len(self.prompts))
+        x = torch.addcmul(x, gate, attended)  # (B, T, D)
         hidden = modulated_norm(x, mlp_shift, mlp_scale, self.mlp_norm_eps)
         return torch.addcmul(x, mlp_gate, self.mlp(hidden))
 
@@ -148,8 +156,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.linear = _ZeroLinear(config.width, config.patch_size**2 * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), _ZeroLinear(config.width, 2 * config.width))
+        self.linear = ZeroLinear(config.width, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), ZeroLinear(config.width, 2 * config.width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition).unsqueeze(1).chunk(2, dim=2)  # 2 x (B, 1, D)
@@ -172,6 +180,9 @@ class DiT(nn.Module):
         self.pos_embed: Tensor
         positions = position_embedding(config.width, config.image_size // config.patch_size)
         self.register_buffer("pos_embed", positions, persistent=False)  # (T, D)
+        self.times: Tensor | None
+        told = network_times(config.diffusion).float() if config.diffusion.is_edm else None
+        self.register_buffer("times", told, persistent=False)  # (timesteps,)
         self.factors = _shared_parts(config)
         self.blocks = nn.ModuleList(Block(config, self._layers(index)) for index in range(config.depth))
         self.final_layer = FinalLayer(config)
@@ -183,14 +194,15 @@ class DiT(nn.Module):
 
         Args:
             x: (B, C, H, W), float.
-            t: (B,), timesteps in 0..T-1, integer or float.
+            t: (B,), timesteps in 0..T-1, integer or, but of EDM's process, float.
             y: (B,), int64 labels in 0..num_classes; `num_classes` is the null class.
 
         Returns:
             (B, out_channels, H, W).
         """
         tokens = self.x_embedder(x) + self.pos_embed  # (B, T, D)
-        condition = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
+        told = t if self.times is None else self.times[t]
+        condition = self.t_embedder(told) + self.y_embedder(y)  # (B, D)
         for index in range(len(self.blocks)) if self._running is None else self._running:
             tokens = self.blocks[index](tokens, condition)
             if "blocks" in self.projections:
@@ -221,7 +233,7 @@ class DiT(nn.Module):
                 shape, place = (outputs, inputs), index / config.depth
                 layers[kind] = tied_layer(config.factorized, kind, self.factors[kind], shape, place)
             else:
-                layers[kind] = _ZeroLinear(inputs, outputs)
+                layers[kind] = ZeroLinear(inputs, outputs)
         return layers
 
 
@@ -316,7 +328,8 @@ def initialize_(model: DiT, generator: torch.Generator) -> DiT:
     """Initialise a DiT in place; every random number comes from `generator`.
 
     Linear layers are Xavier-uniform, embeddings and the timestep MLP N(0, 0.02), biases, adaLN layers and the final
-    layer zero, projections the identity. How what layers share is drawn, `finectl.models.sharing` says.
+    layer zero, projections the identity. How what layers share is drawn, `finectl.models.sharing` says; extra parts,
+    `finectl.models.extra_layers`.
 
     Args:
         model: Dense or factorised.
@@ -334,6 +347,8 @@ def initialize_(model: DiT, generator: torch.Generator) -> DiT:
         layer, _, last = name.rpartition(".")
         if name.startswith(PROJECTIONS):
             value = torch.eye(len(parameter))
+        elif f".{BOTTLENECK}." in name or name.endswith(f".{PROMPTS}"):
+            value = draw_extra(name, parameter.shape, model.config.patch_inputs, generator)
         elif name.endswith("bias") or ".adaLN_modulation." in name or name.startswith("final_layer."):
             value = torch.zeros(parameter.shape)
         elif tying is not None and name.startswith(SHARED):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from finectl.artifacts.files import read_json_object, write_json
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
+from finectl.diffusion.schedulers import require_scheduler
 from finectl.errors import InputError, UsageError
 from finectl.models.presets import ARCHITECTURE, DiTConfig, count_parameters
 from finectl.models.projections import NONE, count_projections
@@ -72,7 +73,7 @@ def read_dit_config(artifact: Artifact) -> DiTConfig:
     """Return the architecture of an artifact for a stage that works on Diffusion Transformers only.
 
     Raises:
-        InputError: it is of another architecture, or has channel-wise projections.
+        InputError: it is of another architecture, or has channel-wise projections, bottlenecks or prompts.
     """
     config = read_config(artifact)
     if not isinstance(config, DiTConfig):
@@ -85,7 +86,27 @@ def read_dit_config(artifact: Artifact) -> DiTConfig:
             f"{artifact.path} has channel-wise projections behind its blocks",
             expected="a Diffusion Transformer without them, such as the model that it was fine-tuned from",
         )
+    require_no_extras(config, f"{artifact.path} has", "plain blocks")
     return config
+
+
+def require_no_extras(config: ModelConfig, subject: str, expected: str) -> None:
+    """Check that a model has no parts that parameter-efficient tuning left beside its layers.
+
+    Args:
+        config: The model's.
+        subject: What the message begins with: `PATH has`.
+        expected: What takes their place in the message.
+
+    Raises:
+        InputError: it has some.
+    """
+    if isinstance(config, DiTConfig) and config.extras:
+        raise InputError(
+            f"{subject} {config.extras.described} beside its layers, which --peft left and no dense weight can hold",
+            expected=expected,
+            fix="tune it with --peft lora or difffit, whose result has plain layers",
+        )
 
 
 def require_class_conditional(artifact: Artifact) -> ModelConfig:
@@ -114,6 +135,21 @@ def require_null_class(config: ModelConfig, guidance: float) -> None:
             f"--guidance {guidance:g} needs a model with a null class, and this one has none",
             expected="--guidance 1",
             fix="if the last row of its label table is the null class, import it again with --num-classes",
+        )
+
+
+def require_sampling(config: ModelConfig, *, scheduler: str, sampling_steps: int, guidance: float) -> None:
+    """Check that a model can be sampled in this way.
+
+    Raises:
+        UsageError: there is no such scheduler, there are more steps than timesteps, or the model cannot be guided.
+    """
+    require_scheduler(scheduler, config.diffusion.prediction)
+    require_null_class(config, guidance)
+    if sampling_steps > config.diffusion.timesteps:
+        raise UsageError(
+            f"--sampling-steps {sampling_steps} is above the {config.diffusion.timesteps} timesteps of training",
+            expected=f"between 1 and {config.diffusion.timesteps}",
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from finectl.diffusion.config import DDPM, DiffusionConfig
 from finectl.errors import InputError, UsageError
+from finectl.models.extras import NO_EXTRAS, Extras
 from finectl.models.projections import NONE, Place, chosen, count_projections, transformer_places
 from finectl.models.tying import LAYER_TYPES, FactorConfig, Tying, require_positive, tying_from_dict, tying_to_dict
 from finectl.models.unet_presets import UNET_PRESETS, is_unet
@@ -53,6 +55,7 @@ class DiTConfig:
         mlp_norm_eps: Epsilon of the norm before the feed-forward part; the others are 1e-6 in every DiT.
         diffusion: The noise schedule and what is predicted.
         projections: Channel-wise projections: `none`, or `blocks`, one behind every block. None can be folded.
+        extras: Bottlenecks and prompts that tuning left in the blocks.
 
     Raises:
         UsageError: a value is out of range, or sizes do not divide.
@@ -75,6 +78,7 @@ class DiTConfig:
     mlp_norm_eps: float = NORM_EPS
     diffusion: DiffusionConfig = DDPM
     projections: str = NONE
+    extras: Extras = NO_EXTRAS
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "image_size", "channels", "mlp_ratio"):
@@ -100,6 +104,7 @@ class DiTConfig:
             for kind in self.factorized.types:  # a form that does not fit these shapes says so
                 self.factorized.shared_count(kind, *layer_shapes(self)[kind])
         chosen(self.projections, self.all_places)
+        self.diffusion.require_variance(self.learn_sigma)
 
     @property
     def all_places(self) -> tuple[Place, ...]:
@@ -117,6 +122,11 @@ class DiTConfig:
         return self.channels * (2 if self.learn_sigma else 1)
 
     @property
+    def patch_inputs(self) -> int:
+        """Numbers of one patch of the input."""
+        return self.channels * self.patch_size**2
+
+    @property
     def tokens(self) -> int:
         """Tokens of one image: (image_size / patch_size)^2."""
         return (self.image_size // self.patch_size) ** 2
@@ -129,15 +139,18 @@ class DiTConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values, with `"architecture": "dit"` first.
 
-        `mlp_norm_eps`, `diffusion` and `projections` are left out where they are what finectl trains with.
+        `mlp_norm_eps`, `diffusion`, `projections` and `extras` are left out where they are what finectl trains with.
         """
         values = asdict(self)
         if self.mlp_norm_eps == NORM_EPS:
             del values["mlp_norm_eps"]
+        values["diffusion"] = self.diffusion.to_dict()
         if self.diffusion == DDPM:
             del values["diffusion"]
         if self.projections == NONE:
             del values["projections"]
+        if self.extras == NO_EXTRAS:
+            del values["extras"]
         if self.factorized is not None:
             values["factorized"] = tying_to_dict(self.factorized)
         return {"architecture": ARCHITECTURE, **values}
@@ -162,7 +175,9 @@ class DiTConfig:
                 rest["factorized"] = tying_from_dict(factors, _checked)
             if "diffusion" in rest:
                 rest["diffusion"] = DiffusionConfig.from_dict(rest["diffusion"])
-            return cls(**_checked(cls, rest, skip=("factorized", "diffusion")))
+            if "extras" in rest:
+                rest["extras"] = Extras.from_dict(rest["extras"])
+            return cls(**_checked(cls, rest, skip=("factorized", "diffusion", "extras")))
         except UsageError as error:
             raise InputError(f"the configuration is wrong: {error.what}", expected=error.expected) from error
 
@@ -261,7 +276,7 @@ def count_parameters(config: DiTConfig) -> dict[str, int]:
     Returns:
         `x_embedder`, `t_embedder`, `y_embedder`, `blocks`, `final_layer`, `factors` (what all layers share, 0 when
         dense), `projections`, `total` (their sum); `block` (one block) and `block.<type>` (one layer: what it has of
-        its own).
+        its own; `block.extras` where there are bottlenecks or prompts).
     """
     width = config.width
     shapes = layer_shapes(config)
@@ -274,6 +289,8 @@ def count_parameters(config: DiTConfig) -> dict[str, int]:
         return factors.own_count(kind, rows, columns) if factors and kind in factored else rows + rows * columns
 
     one = {f"block.{kind}": layer(kind) for kind in LAYER_TYPES}
+    if config.extras:
+        one["block.extras"] = sum(math.prod(shape) for shape in config.extras.shapes(width).values())
     parts = {
         "x_embedder": (patch * config.channels + 1) * width,
         "t_embedder": (FREQUENCIES + 1) * width + (width + 1) * width,

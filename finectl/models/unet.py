@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from finectl.diffusion.edm import NOISE_SCALE, log_sigmas, network_times
 from finectl.diffusion.schedule import NoiseSchedule, at_images
 from finectl.errors import InputError, UsageError
 from finectl.models.projection_layers import ImageProjection, attach, build_projections
@@ -55,6 +56,18 @@ def initial_state(config: UNetConfig, generator: torch.Generator) -> dict[str, T
     return {name: tensor.detach() for name, tensor in network.state_dict().items()}
 
 
+def register_times(network: nn.Module, config: UNetConfig) -> None:
+    """Give a network the table of what it is told of each timestep of EDM's process; None for another process.
+
+    EDM's own networks are told c_noise, others what their sinusoids resolve.
+    """
+    told = None
+    if config.diffusion.is_edm:
+        own = config.sigma_data is not None
+        told = log_sigmas(config.diffusion) / NOISE_SCALE if own else network_times(config.diffusion)
+    network.register_buffer("times", None if told is None else told.float(), persistent=False)  # (T,)
+
+
 class UNet(nn.Module):
     """An unconditional or class-conditional UNet; its weights mean nothing until `load_state_dict`.
 
@@ -63,13 +76,15 @@ class UNet(nn.Module):
     """
 
     is_convolutional = True  # channels last suits it
+    times: Tensor | None
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         self.unet = build_network(config)
         self.projections = projected(self.unet, config)
-        if config.sigma_data is not None:
+        register_times(self, config)
+        if config.sigma_data is not None and not config.diffusion.is_edm:
             kept = NoiseSchedule.of(config).alphas_cumprod
             self.sigmas: Tensor
             self.register_buffer("sigmas", ((1 - kept) / kept).sqrt(), persistent=False)  # (T,)
@@ -90,8 +105,11 @@ class UNet(nn.Module):
             (B, out_channels, H, W).
         """
         labels = y if self.config.num_classes else None
+        told = t if self.times is None else self.times[t]
         if self.config.sigma_data is None:
-            return self.unet(x, t, class_labels=labels).sample
+            return self.unet(x, told, class_labels=labels).sample
+        if self.times is not None:  # x is c_in z already, and F is -v
+            return -self.unet(x, told, class_labels=labels).sample
         return self._preconditioned(x, t, labels, self.config.sigma_data)
 
     def _preconditioned(self, x: Tensor, t: Tensor, labels: Tensor | None, sigma_data: float) -> Tensor:
@@ -132,11 +150,14 @@ class TextUNet(nn.Module):
         config: With architecture `unet2d-condition`.
     """
 
+    times: Tensor | None
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         self.unet = build_network(config)
         self.projections = projected(self.unet, config)
+        register_times(self, config)
         self._texts: Texts | None = None
 
     def condition(self, texts: Texts, dropout: float) -> None:
@@ -173,7 +194,8 @@ class TextUNet(nn.Module):
             if self._texts is None:
                 raise UsageError("a model of text was given rows of a table, and no table")
             y = self._texts.gather(y)
-        return self.unet(x, t, encoder_hidden_states=y.to(x.dtype)).sample
+        told = t if self.times is None else self.times[t]
+        return self.unet(x, told, encoder_hidden_states=y.to(x.dtype)).sample
 
 
 def condition(model: nn.Module, texts: Texts, dropout: float) -> None:

@@ -77,6 +77,12 @@ class UNetConfig:
                 expected="between 0 and 1, and 0 without a null class",
             )
         chosen(self.projections, self.all_places)
+        self.diffusion.require_variance(self.learn_sigma)
+        if self.sigma_data is not None and self.diffusion.is_edm and self.sigma_data != self.diffusion.sigma_data:
+            raise InputError(
+                f"sigma_data is {self.sigma_data} of the network and {self.diffusion.sigma_data} of the process",
+                expected="the same of both",
+            )
 
     @property
     def all_places(self) -> tuple[Place, ...]:
@@ -130,6 +136,7 @@ class UNetConfig:
         values["network"] = dict(self.network)
         if self.sigma_data is None:
             del values["sigma_data"]
+        values["diffusion"] = self.diffusion.to_dict()
         if self.diffusion == DDPM:
             del values["diffusion"]
         if self.projections == NONE:

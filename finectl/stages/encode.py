@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from finectl.artifacts.files import write_json
+from finectl.artifacts.files import sha256_json, write_json
 from finectl.artifacts.job import Job, Outcome, Plan, Stage
 from finectl.artifacts.store import Artifact
 from finectl.data.captions import ANY, captions_of
@@ -135,7 +135,7 @@ def run(job: Job[Config]) -> Outcome:
                 fix="run the same command again: it makes the missing shards",
             )
     if data.captions:
-        write_captions(job)
+        index = replace(index, captions=write_captions(job))
     index.write(job.directory)
     std = measured_std(job, index)
     if not USUAL_STD[0] < std < USUAL_STD[1]:
@@ -147,12 +147,17 @@ def run(job: Job[Config]) -> Outcome:
     return Outcome(metrics={"images": data.count, "latent_std": std}, cost={"samples": encoded * (1 + config.flip)})
 
 
-def write_captions(job: Job[Config]) -> None:
-    """Write the images' captions beside their latents."""
+def write_captions(job: Job[Config]) -> str:
+    """Write the images' captions beside their latents, and return their digest.
+
+    It is that of the captions one by one, also where the data's own is that of its classes.
+    """
     data, options = cast(DataInfo, job.data), replace(data_options(job.config, job), captions=ANY)
     name, argument = parse_spec(data.name)
     labels = SOURCES.load(name).open_images(argument, data, options).labels.tolist()
-    write_json(job.directory / CAPTIONS, list(captions_of(data, options, labels)))
+    texts = list(captions_of(data, options, labels))
+    write_json(job.directory / CAPTIONS, texts)
+    return sha256_json(texts)
 
 
 @dataclass(frozen=True, eq=False)

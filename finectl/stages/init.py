@@ -21,9 +21,9 @@ from finectl.models.learngene import dense_config, require_condensed_by, sigma_r
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
 from finectl.models.text import describe_text
 from finectl.models.text.clip import MENDING
-from finectl.models.unet_config import UNetConfig
-from finectl.models.unet_presets import TEXT_PRESETS, is_text_unet, is_unet, text_unet_preset, unet_preset
+from finectl.models.unet_presets import TEXT_PRESETS, is_text_unet, is_unet
 from finectl.registry import nearest
+from finectl.training.process import of_process, unet_for
 from finectl.training.settings import PAPER, SMALL, DataFields, resolve_data
 from finectl.training.text_settings import TextFields, unchanged
 
@@ -72,6 +72,7 @@ class Config(DataFields, TextFields):
     seed: int
     sigma_from: str | None = None
     prompt: str | None = None
+    process: str | None = None
 
 
 def reads(config: Config) -> Reads | None:
@@ -191,6 +192,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     source = read_dit_config(parents[0]) if parents else None
     data, fields = resolve_data(config, parents, source.image_size if source and config.data is None else None)
     target = architecture(config, source, data)
+    if architecture(replace(config, process=None), source, data) == target:
+        config = replace(config, process=None)
     usual_batch = int((SMALL if data.bundled else PAPER)["batch_size"])
     method = METHODS[config.method]
     if source is not None:
@@ -242,7 +245,10 @@ def plan_unet(config: Config) -> Plan[Config]:
     record = text_encoder_of(config)
     data, fields = resolve_data(config, (), captions=ALL if record else NONE)
     data = replace(data, text=record)
-    parameters = total_parameters(unet_for(name, data))
+    target = unet_for(name, data, config.process)
+    if unet_for(name, data, None) == target:
+        config = replace(config, process=None)
+    parameters = total_parameters(target)
     if record is not None:
         fields |= {"text_encoder": record["name"], "text_digest": record["digest"]}
     return Plan(
@@ -270,14 +276,6 @@ def text_encoder_of(config: Config) -> dict[str, Any] | None:
             expected=f"--model {' or '.join(TEXT_PRESETS)}",
         )
     return None
-
-
-def unet_for(name: str, data: DataInfo) -> UNetConfig:
-    """Return the architecture of a named UNet for a data set."""
-    if data.text is not None:
-        width = int(data.text["width"])
-        return text_unet_preset(name, image_size=data.image_size, channels=data.channels, text_width=width)
-    return unet_preset(name, image_size=data.image_size, channels=data.channels)
 
 
 def widths_of(config: DiTConfig) -> tuple[int, int, int]:
@@ -323,13 +321,14 @@ def architecture(config: Config, source: DiTConfig | None, data: DataInfo) -> Di
     """Return the dense target: the shapes of the source or of `--model`, with the data's images and classes."""
     given: dict[str, Any] = {"image_size": data.image_size, "channels": data.channels, "num_classes": data.num_classes}
     if config.model is None and source is not None:
-        return replace(dense_config(source, config.depth or source.depth), **given)
+        shapes = replace(dense_config(source, config.depth or source.depth), **given)
+        return of_process(shapes, config.process, data)
     shapes = preset(cast(str, config.model), depth=config.depth, **given)
     if source is None:
-        return shapes
+        return of_process(shapes, config.process, data)
     # Another width, and all else as the source has it: what is predicted, from which noise, with which frequencies.
     sizes: dict[str, Any] = {name: getattr(shapes, name) for name in ("width", "depth", "heads", "patch_size")}
-    return replace(dense_config(source, shapes.depth), **given, **sizes)
+    return of_process(replace(dense_config(source, shapes.depth), **given, **sizes), config.process, data)
 
 
 def run(job: Job[Config]) -> Outcome:
@@ -372,7 +371,7 @@ def run_unet(job: Job[Config]) -> Outcome:
     from finectl.models.unet import initial_state
 
     data = cast(DataInfo, job.data)
-    target = unet_for(cast(str, job.config.model), data)
+    target = unet_for(cast(str, job.config.model), data, job.config.process)
     if job.world.leads:
         save_model(job.directory, target, initial_state(target, generator_for("init", job.config.seed)))
     return Outcome(
@@ -390,6 +389,6 @@ STAGE = Stage(
     plan=plan,
     run=run,
     locations=("data", "text_encoder", "sigma_from"),
-    unchanged_at={**unchanged("text_digest"), "prompt": None},
+    unchanged_at={**unchanged("text_digest"), "prompt": None, "process": None},
     shares_work=True,
 )

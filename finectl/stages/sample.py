@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from finectl.artifacts.files import sha256_json, write_json
-from finectl.artifacts.job import InheritedData, Job, Outcome, Plan, Reads, Stage
+from finectl.artifacts.files import write_json
+from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
-from finectl.data.captions import ALL, PROMPTS
-from finectl.data.prompts import lines_of, read_lines
-from finectl.data.sources import DataInfo, DataOptions
-from finectl.diffusion.schedulers import require_scheduler
+from finectl.data.captions import PROMPTS
+from finectl.data.classes import drawn_labels, parse_labels
 from finectl.errors import UsageError
 from finectl.models.autoencoder import find_autoencoder
-from finectl.models.io import read_config, require_null_class
-from finectl.models.unet_config import UNetConfig
-from finectl.training.settings import resolve_data
-from finectl.training.text_settings import TextFields, inherited_fields, resolve_text, unchanged
+from finectl.models.io import read_config, require_sampling
+from finectl.models.unet_config import is_text_model
+from finectl.training.pretrained import (
+    LOCATIONS,
+    UNCHANGED,
+    PretrainedFields,
+    network_calls,
+    pretrained_reads,
+    resolve_pretrained,
+    split_pretrained,
+)
+from finectl.training.prompting import PromptFields, prompts_of, resolve_prompts
+from finectl.training.text_settings import unchanged
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from finectl.training.texts import Prompts
-
-STDIN = "-"
 GRID_IMAGES = 100
 
 
 @dataclass(frozen=True)
-class Config(TextFields):
+class Config(PromptFields, PretrainedFields):
     """The options of `finectl sample`."""
 
     weights: str
@@ -47,9 +48,6 @@ class Config(TextFields):
     seed: int
     vae: str | None = None
     vae_digest: str = ""
-    prompts: str | None = None
-    prompt: Sequence[str] | None = None
-    prompts_digest: str = ""
 
 
 def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
@@ -58,31 +56,23 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     Raises:
         UsageError: there is no such scheduler or label, there are too many steps, or the model cannot be guided.
         InputError: the model works on latents whose autoencoder is not at hand, or is conditioned on text whose
-            encoder is not, or on captions that are not there.
+            encoder is not, or on captions that are not there; or a second model does not go with it.
     """
+    parents, pretrained = split_pretrained(config, parents)
     model = read_config(parents[0])
-    require_scheduler(config.scheduler, model.diffusion.prediction)
-    require_null_class(model, config.guidance)
-    if config.sampling_steps > model.diffusion.timesteps:
-        raise UsageError(
-            f"--sampling-steps {config.sampling_steps} is above the {model.diffusion.timesteps} timesteps of training",
-            expected=f"between 1 and {model.diffusion.timesteps}",
-        )
+    second = resolve_pretrained(config, parents, pretrained, config.guidance)
+    own = 1.0 if config.domain_guidance is not None else config.guidance  # the second model has the null class then
+    require_sampling(model, scheduler=config.scheduler, sampling_steps=config.sampling_steps, guidance=own)
     vae = find_autoencoder(config.vae, parents[0], model.channels)
-    record, text = resolve_text(config, parents[0], model)
-    data: Any = InheritedData.of(parents[0])
-    if record is None and (config.prompts is not None or config.prompt):
-        raise UsageError(f"--prompt and --prompts: {parents[0].path} is not conditioned on text", fix="--labels")
-    if record is not None:
-        if config.labels is not None:
-            raise UsageError(f"--labels: {parents[0].path} is conditioned on text", fix="--prompt TEXT")
-        text |= named_prompts(config)
-        if not text["prompt"] and config.prompts is None:
-            data = replace(captioned_data(parents), text=record)
+    text, data = resolve_prompts(config, parents, model)
+    if config.labels is not None and is_text_model(model):
+        raise UsageError(f"--labels: {parents[0].path} is conditioned on text", fix="--prompt TEXT")
+    labels, notes = drawn_labels(config.labels, parents[0].manifest, 0 if is_text_model(model) else model.num_classes)
     resolved = replace(
         config,
-        **{"prompt": None, **text},
-        labels=",".join(map(str, parse_labels(config.labels, model.num_classes))) if record is None else None,
+        **text,
+        **second,
+        labels=None if is_text_model(model) else ",".join(map(str, labels)),
         vae=vae["name"] if vae else None,
         vae_digest=vae["digest"] if vae else "",
     )
@@ -90,52 +80,9 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         resolved,
         slug=f"{parents[0].name.rsplit('-', 1)[0]}-n{config.samples}",
         data=data,
-        summary={"images": config.samples, "network_calls": config.samples * config.sampling_steps},
+        summary={"images": config.samples, **network_calls(resolved, config.samples, config.sampling_steps)},
+        notes=notes,
     )
-
-
-def named_prompts(config: Config) -> dict[str, Any]:
-    """Return the fields of the prompts that the options name, those of standard input read.
-
-    Raises:
-        InputError: the file is missing, or there are no prompts in it.
-    """
-    named = list(config.prompt or ())
-    if config.prompts is None:
-        return {"prompt": named or None}
-    if config.prompts == STDIN:
-        return {"prompt": [*lines_of(sys.stdin.read(), "standard input"), *named], "prompts": None}
-    lines = read_lines(config.prompts)
-    return {"prompt": named or None, "prompts": os.path.abspath(config.prompts), "prompts_digest": sha256_json(lines)}
-
-
-def captioned_data(parents: Sequence[Artifact]) -> DataInfo:
-    """Return the data set of a model, whose held-out captions are the prompts where none are named.
-
-    Raises:
-        UsageError: it has none.
-    """
-    if not parents[0].manifest.data.get("name"):
-        raise UsageError(
-            f"no prompts are named, and {parents[0].path} was trained on no data whose captions could be them",
-            expected="--prompt TEXT or --prompts FILE",
-        )
-    return resolve_data(inherited_fields(), parents, captions=ALL)[0]
-
-
-def parse_labels(text: str | None, classes: int) -> list[int]:
-    """Return the classes of a comma-separated list; all of them by default, the null class where there are none.
-
-    Raises:
-        UsageError: an entry is no class of the model.
-    """
-    if text is None:
-        return list(range(classes)) or [0]
-    parts = [part.strip() for part in text.split(",")]
-    last = max(classes - 1, 0)
-    if not all(part.isdecimal() and int(part) <= last for part in parts):
-        raise UsageError(f"--labels {text!r}", expected=f"classes between 0 and {last}, separated by commas")
-    return [int(part) for part in parts]
 
 
 def run(job: Job[Config]) -> Outcome:
@@ -160,6 +107,8 @@ def run(job: Job[Config]) -> Outcome:
         seed=config.seed,
         dtype=job.execution.dtype,
         prompts=prompts,
+        pretrained=split_pretrained(config, job.parents)[1],
+        fraction=config.fraction,
     )
     every = range(config.samples)
     if prompts is not None:
@@ -188,32 +137,6 @@ def run(job: Job[Config]) -> Outcome:
     return Outcome(metrics={"images": config.samples}, cost={"samples": config.samples})
 
 
-def prompts_of(job: Job[Config], device: torch.device) -> Prompts | None:
-    """Return what a model of text generates images of: the prompts that were named, else the held-out captions."""
-    from finectl.data.dataset import load
-    from finectl.models.text import describe_text
-    from finectl.training.texts import Captions, Prompts, open_table
-
-    config, data = job.config, job.data
-    if config.text_encoder is None:
-        return None
-    if config.prompts is None and not config.prompt and isinstance(data, DataInfo):
-        read = job.parents[0].manifest.config
-        options = DataOptions(
-            resize_filter=data.resize_filter if read.get("resize_filter") is None else read["resize_filter"],
-            skip_bad=bool(read.get("skip_bad")),
-            console=job.console,
-            check=job.stop_if_requested,
-            captions=ALL,
-        )
-        held = load(data.name, "heldout", data.image_size, options)
-        return Prompts.of_captions(Captions.opened(job, held, data, device, options), held)
-    named = [*(read_lines(config.prompts) if config.prompts else ()), *(config.prompt or ())]
-    width = int(cast(UNetConfig, read_config(job.parents[0])).network["cross_attention_dim"])
-    record = describe_text(config.text_encoder, width)
-    return Prompts.of(named, open_table(named, record, device, job.console, job.stop_if_requested))
-
-
 def _keep_finished_batches() -> None:
     """Nothing is left to save: each finished batch is in the state already."""
 
@@ -223,9 +146,9 @@ STAGE = Stage(
     version=1,
     makes="samples",
     config=Config,
-    reads=lambda config: Reads("model", ("model", "condensed", "experts", "expert")),
+    reads=lambda config: Reads("model", ("model", "condensed", "experts", "expert"), also=pretrained_reads(config)),
     plan=plan,
     run=run,
-    locations=("vae", "text_encoder", "prompts"),
-    unchanged_at={**unchanged("text_digest"), "prompt": None, "prompts_digest": ""},
+    locations=("vae", "text_encoder", "prompts", *LOCATIONS),
+    unchanged_at={**unchanged("text_digest"), "prompt": None, "prompts_digest": "", **UNCHANGED},
 )

@@ -34,7 +34,16 @@ class Consistency:
         self._checksum = checksum(teacher)
 
     def __call__(
-        self, model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, step: int
+        self,
+        model: Denoiser,
+        schedule: NoiseSchedule,
+        x0: Tensor,
+        y: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        *,
+        step: int,
+        slots: slice | None = None,
     ) -> Tensor:
         """Return each image's loss, (B,), float32, as `finectl.training.run.Loss` says."""
         x_t = schedule.add_noise(x0, noise, t)
@@ -51,13 +60,7 @@ class Consistency:
         Raises:
             ComputationError: a weight or a buffer of it has changed.
         """
-        found = checksum(self.teacher)
-        if found != self._checksum:
-            raise ComputationError(
-                f"the frozen teacher changed during training: its checksum is {found[:16]}",
-                expected=self._checksum[:16],
-                fix="run again with --no-resume; if it comes again, it is a bug in finectl",
-            )
+        require_checksum(self.teacher, self._checksum)
 
 
 class RefreshedConsistency(Consistency, StatefulLoss):
@@ -110,3 +113,22 @@ def checksum(model: nn.Module) -> str:
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(content.numpy().data)
     return digest.hexdigest()
+
+
+def require_checksum(teacher: nn.Module, expected: str) -> None:
+    """Check that a frozen teacher is what it was when training began.
+
+    Args:
+        teacher: The teacher.
+        expected: What `checksum` said then.
+
+    Raises:
+        ComputationError: a weight or a buffer of it has changed.
+    """
+    found = checksum(teacher)
+    if found != expected:
+        raise ComputationError(
+            f"the frozen teacher changed during training: its checksum is {found[:16]}",
+            expected=expected[:16],
+            fix="run again with --no-resume; if it comes again, it is a bug in finectl",
+        )

@@ -39,7 +39,16 @@ class Distillation:
         self.depths = depths
 
     def __call__(
-        self, model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, step: int
+        self,
+        model: Denoiser,
+        schedule: NoiseSchedule,
+        x0: Tensor,
+        y: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        *,
+        step: int,
+        slots: slice | None = None,
     ) -> Tensor:
         """Return each image's loss, (B,), as `finectl.training.loop.Loss` says."""
         if step >= self.steps:

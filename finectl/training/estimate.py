@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 BYTES = 4
 COPIES = 5
 """Weights, gradients, two moments and the moving average, all in float32."""
-SAVED_COPIES = 2 + 4
+ARTIFACT_COPIES, STATE_COPIES = 2, 4
+SAVED_COPIES = ARTIFACT_COPIES + STATE_COPIES
 """Raw and averaged weights of the artifact; the same and two moments in the resume state."""
 MEASURED_IMAGES = {"cpu": (1, 3), "cuda": (8, 32)}
 
@@ -30,6 +32,7 @@ def training_estimate(
     execution: Execution | None = None,
     *,
     teacher: ModelConfig | None = None,
+    trained: int | None = None,
 ) -> dict[str, Any]:
     """Estimate what training a model takes, for `--dry-run`, without torch.
 
@@ -42,11 +45,13 @@ def training_estimate(
         settings: The training.
         execution: How it will run; of it, processes, parts and checkpointing count.
         teacher: The frozen model that is computed beside it, if any.
+        trained: Parameters that are not frozen; all by default. Frozen ones are held once.
     """
     execution = execution or Execution()
     world = World.from_environment()
     parameters = total_parameters(config)
-    held = BYTES * COPIES * parameters // (world.size if execution.fsdp else 1)
+    trained = parameters if trained is None else trained
+    held = BYTES * (parameters + (COPIES - 1) * trained) // (world.size if execution.fsdp else 1)
     estimate = {"parameters": parameters, "processes": world.size, "steps": settings.steps}
     images = -(-settings.batch_size // (world.size * execution.accumulate))
     if isinstance(config, DiTConfig):
@@ -60,7 +65,7 @@ def training_estimate(
         **estimate,
         "memory_bytes": memory,
         "memory_per": "device" if world.size > 1 else "process",
-        "disk_bytes": BYTES * (SAVED_COPIES + settings.kept) * parameters,
+        "disk_bytes": BYTES * ((ARTIFACT_COPIES + settings.kept) * parameters + STATE_COPIES * trained),
     }
 
 
@@ -85,20 +90,39 @@ def forward_flops(config: DiTConfig) -> int:
     d, tokens = config.width, config.tokens
     linear = (4 + 2 * config.mlp_ratio) * d * d * tokens
     attention = 2 * tokens * tokens * d
-    block = linear + attention + 6 * d * d
+    block = linear + attention + 6 * d * d + _extra_operations(config)
     patch = config.patch_size**2
     ends = tokens * d * patch * (config.channels + config.out_channels) + 3 * d * d + FREQUENCIES * d
     projections = sum(place.channels**2 * place.positions for place in config.places)
     return 2 * (config.depth * block + ends + projections)
 
 
+def _extra_operations(config: DiTConfig) -> int:
+    """Return the multiplications of a block's bottleneck, and those that its prompts add to its attention."""
+    d, tokens, extras = config.width, config.tokens, config.extras
+    return 2 * d * extras.bottleneck * tokens + extras.prompts * (3 * d * d + 2 * tokens * d)
+
+
 def measure_training(
-    config: ModelConfig, settings: TrainSettings, execution: Execution, *, teacher: ModelConfig | None = None
+    config: ModelConfig,
+    settings: TrainSettings,
+    execution: Execution,
+    *,
+    teacher: ModelConfig | None = None,
+    adapt: Callable[[Any], Any] | None = None,
+    trained: int | None = None,
 ) -> dict[str, Any]:
     """Time a training step of this model on the device at hand, for `--dry-run`; with a teacher, that of both.
 
     Two small batches are computed, and the time is drawn out to the share of one process; reading data, saving and
     measuring come on top.
+
+    Args:
+        config: The architecture.
+        settings: The training.
+        execution: How it will run.
+        teacher: As of `training_estimate`, and so `trained`.
+        adapt: What is done with the model before it is trained, such as freezing most of it.
 
     Returns:
         The estimate for this execution, seconds of a step and of all steps, and what was measured.
@@ -112,7 +136,7 @@ def measure_training(
     device = resolve_device(execution.device)
     share = -(-settings.batch_size // World.from_environment().size)
     few, more = MEASURED_IMAGES.get(device.type, MEASURED_IMAGES["cpu"])
-    run = trial_run(config, execution, more)
+    run = trial_run(config, execution, more, adapt)
     if teacher is not None:
         run.loss = Consistency(_with_trial_texts(build_model(teacher)).to(device))
     seconds = {}
@@ -127,20 +151,21 @@ def measure_training(
     step_s = max(seconds[more] + image_s * (share - more), seconds[few])
     arithmetic = "bfloat16" if run.arithmetic.autocast else "float32"
     return {
-        **training_estimate(config, settings, execution, teacher=teacher),
+        **training_estimate(run.model.config, settings, execution, teacher=teacher, trained=trained),
         "step_s": round(step_s, 4),
         "training_s": round(step_s * settings.steps),
         "measured": f"steps of {few} and {more} images in {arithmetic} on {device}",
     }
 
 
-def trial_run(config: ModelConfig, execution: Execution, images: int) -> Run:
+def trial_run(config: ModelConfig, execution: Execution, images: int, adapt: Callable[[Any], Any] | None = None) -> Run:
     """Return a run on a batch of random images in memory, whose steps are those of training.
 
     Args:
         config: The architecture.
         execution: Device, arithmetic, compilation and checkpointing.
         images: Images of a batch.
+        adapt: As of `measure_training`.
     """
     import torch
 
@@ -165,6 +190,8 @@ def trial_run(config: ModelConfig, execution: Execution, images: int) -> Run:
     model = _with_trial_texts(build_model(config))
     if isinstance(model, DiT):
         initialize_(model, random)
+    if adapt is not None:
+        model = adapt(model)
     model.to(device).train()
     if execution.grad_checkpointing:
         checkpoint_activations(model)

@@ -22,6 +22,7 @@ from finectl.training.consistency import Consistency
 from finectl.training.distill import Distillation
 from finectl.training.estimate import forward_flops
 from finectl.training.multitask.tasks import Tasks
+from finectl.training.retention import ChainLoss
 
 TEXT_LENGTH = 77
 """Vectors a text where no encoder says it: CLIP's."""
@@ -33,8 +34,8 @@ def training_flops(model: Any, loss: Any, batches: Batches, updates: int, tasks:
     """Return the floating-point operations of a model's training, over all processes.
 
     They are three times those of a forward pass, for every image seen; an update with a teacher adds a forward pass of
-    it, and has no more layers than it runs. Held-out losses and samples are not counted. Timestep clusters
-    whose gradients are taken apart add the inner products and the sum of these.
+    it, of the images that it sees, and has no more layers than it runs. Held-out losses and samples are not counted.
+    Timestep clusters whose gradients are taken apart add the inner products and the sum of these.
 
     Args:
         model: What is trained: which of its parameters are frozen decides how a factorised layer computes.
@@ -66,9 +67,10 @@ def training_flops(model: Any, loss: Any, batches: Batches, updates: int, tasks:
         if apart is None:
             return None
         operations += tasks.separated(updates) * apart
-    taught = updates if isinstance(loss, Consistency) else distilling
-    if taught:
-        one = count_forward(loss.teacher.config, batches.batch_size, frozenset())
+    taught = updates if isinstance(loss, Consistency | ChainLoss) else distilling
+    images = loss.chain.retained if isinstance(loss, ChainLoss) else batches.batch_size
+    if taught and loss.teacher is not None:
+        one = count_forward(loss.teacher.config, images, frozenset())
         if one is None:
             return None
         operations += taught * one

@@ -33,6 +33,7 @@ class Generator:
         device: Where to compute.
         dtype: Arithmetic, as `--dtype` names it.
         prompts: What images are generated of, for a model of text; it has been given their table.
+        pretrained: A second model, and what it does in the reverse process.
     """
 
     model: DiT | UNet
@@ -44,6 +45,7 @@ class Generator:
     device: torch.device
     dtype: str
     prompts: Prompts | None = None
+    pretrained: sampling.Pretrained | None = None
 
     @classmethod
     def of(
@@ -60,6 +62,8 @@ class Generator:
         seed: int,
         dtype: str,
         prompts: Prompts | None = None,
+        pretrained: Artifact | None = None,
+        fraction: float | None = None,
     ) -> Generator:
         """Load a model and its autoencoder; see the class for the rest."""
         model = load_model(artifact, weights, checkpoint)
@@ -75,6 +79,7 @@ class Generator:
             device,
             dtype,
             prompts,
+            load_pretrained(pretrained, weights, fraction, device, prompts) if pretrained is not None else None,
         )
 
     def images(self, first: int, labels: Sequence[int], after_step: Callable[[], None] | None = None) -> Tensor:
@@ -91,9 +96,27 @@ class Generator:
         Raises:
             ComputationError: the images are not finite.
         """
+        values = self.values(first, labels, after_step, clip=self.vae is None)
+        return to_uint8(values if self.vae is None else self.vae.decode(values)).cpu()
+
+    def values(
+        self, first: int, labels: Sequence[int], after_step: Callable[[], None] | None = None, *, clip: bool
+    ) -> Tensor:
+        """Generate one batch as the model makes it: pixels in [-1, 1], or scaled latents that nothing has decoded.
+
+        Args:
+            first: As of `images`, and so `labels` and `after_step`.
+            clip: Whether they are pixels, which lie in [-1, 1].
+
+        Returns:
+            float32 (B, C, H, W) on `device`.
+
+        Raises:
+            ComputationError: they are not finite.
+        """
         config = self.model.config
         with arithmetic(self.device, self.dtype):
-            images = sampling.sample_images(
+            return sampling.sample_images(
                 self.model,
                 (config.channels, config.image_size, config.image_size),
                 labels,
@@ -107,6 +130,24 @@ class Generator:
                 device=self.device,
                 after_step=after_step,
                 diffusion=config.diffusion,
-                clip=self.vae is None,
+                clip=clip,
+                pretrained=self.pretrained,
             )
-        return to_uint8(images if self.vae is None else self.vae.decode(images)).cpu()
+
+
+def load_pretrained(
+    artifact: Artifact, weights: str, share: float | None, device: torch.device, prompts: Prompts | None = None
+) -> sampling.Pretrained:
+    """Load a second model for the reverse process.
+
+    Args:
+        artifact: The model; `finectl.training.pretrained` checked it.
+        weights: `ema` or `raw`.
+        share: As of `sampling.Pretrained`.
+        device: Where to compute.
+        prompts: What images are generated of, for models of text.
+    """
+    model = load_model(artifact, weights)
+    if prompts is not None:
+        condition(model, prompts.table, 0.0)
+    return sampling.Pretrained(model.to(device).eval(), model.config.num_classes, share)

@@ -8,7 +8,7 @@ bit for bit on a CPU, and a run on another number of processes differs by roundi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from finectl.data.dataset import ImageSet
 from finectl.diffusion.losses import Denoiser
 from finectl.errors import ComputationError
 from finectl.models.io import checkpoint_file
+from finectl.training.batches import Retained
 from finectl.training.clock import Clock
 from finectl.training.distributed import (
     agree,
@@ -61,6 +62,19 @@ class Trained:
     cost: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What a stage measures of the averaged weights now and then.
+
+    Args:
+        every: Updates between one time and the next; it is done before the first and after the last one, too.
+        look: Called with the averaged model and the updates done so far, in every process; what it returns is logged.
+    """
+
+    every: int
+    look: Callable[[Denoiser, int], Mapping[str, Any]]
+
+
 class NotFinite(Exception):
     """A loss or a weight is not finite.
 
@@ -85,6 +99,8 @@ def fit(
     loss: Loss = plain_loss,
     timesteps: Timesteps = uniform_timesteps,
     tasks: Tasks | None = None,
+    retained: Retained | None = None,
+    watch: Watch | None = None,
     shardable: bool = True,
 ) -> Trained:
     """Train a model on images and labels.
@@ -98,8 +114,9 @@ def fit(
         heldout: The held-out loss of a model, logged every `eval_every` updates and at both ends.
         loss: Each image's loss; the denoising loss by default.
         timesteps: How the timesteps of a batch are drawn; uniformly by default.
-        tasks: Clusters of timesteps whose losses are tasks of their own, with `timesteps` that share a batch evenly
-            among them; their weights are saved with the state. None takes the mean over the batch.
+        tasks: Clusters of timesteps whose losses are tasks, saved with the state; `timesteps` serves all in a batch.
+        retained: Images of a second set that take the first places of every batch.
+        watch: What is measured of the averaged weights beside the held-out loss.
         shardable: Whether `--fsdp` may shard the model; otherwise it is trained whole in every process.
 
     Returns:
@@ -123,23 +140,26 @@ def fit(
             sharded=job.execution.fsdp and shardable,
             timesteps=timesteps,
             tasks=tasks,
+            retained=retained,
         )
         # Counted first: what goes wrong here must not cost a finished run.
         flops = training_flops(model, run.loss, run.batches, settings.steps, tasks) if job.world.leads else None
         with run.batches:
-            position = _train(job, run, heldout)
-        cost = {"steps": position.step, "samples": position.step * settings.batch_size, "flops": flops}
-        cost_s = round(position.wall_s, 3)
-        return Trained(model, whole(model.state_dict()), whole(run.ema.state_dict()), {**cost, "wall_s": cost_s})
+            position = _train(job, run, heldout, watch)
+        seen = position.step * settings.batch_size
+        cost = {"steps": position.step, "samples": seen, "flops": flops, "wall_s": round(position.wall_s, 3)}
+        return Trained(model, whole(model.state_dict()), whole(run.ema.state_dict()), cost)
 
 
-def _train(job: Job[Any], run: Run, heldout: Callable[[Denoiser], float] | None) -> Position:
+def _train(
+    job: Job[Any], run: Run, heldout: Callable[[Denoiser], float] | None, watch: Watch | None = None
+) -> Position:
     """Go from the saved state to the last step, with one return to it when a loss is not finite."""
     failure: NotFinite | None = None
     while True:
         position = load_state(job.state, run.model, run.ema, run.optimizer, run.tasks, run.loss)
         try:
-            _steps(job, run, position, heldout, failure)
+            _steps(job, run, position, heldout, failure, watch)
             return position
         except NotFinite as error:
             if failure is not None:
@@ -159,6 +179,7 @@ def _steps(
     position: Position,
     heldout: Callable[[Denoiser], float] | None,
     failure: NotFinite | None,
+    watch: Watch | None = None,
 ) -> None:
     """Do the steps that are left, with log, held-out loss, samples and saved states between them."""
     settings, execution, world = run.settings, job.execution, job.world
@@ -168,10 +189,13 @@ def _steps(
         course = Course(job, run, position, log, Clock(position.wall_s, execution))
         if failure is not None:
             batch = run.batches.indices(max(failure.step, 0)).tolist()
-            log.write(position.step, not_finite_at_step=failure.step + 1, images_of_that_step=batch)
+            again = run.batches.retained_indices(max(failure.step, 0)).tolist()
+            others = {"retained_of_that_step": again} if again else {}
+            log.write(position.step, not_finite_at_step=failure.step + 1, images_of_that_step=batch, **others)
         if position.step == 0:
             course.save()
             _log_heldout(log, 0, run, heldout)
+            _log_watched(log, 0, run, watch)
         while position.step < settings.steps:
             course.count(train_step(run, position.step))
             done = position.step == settings.steps
@@ -182,6 +206,8 @@ def _steps(
                 course.keep()  # before the state is saved: a resumed run does not come here again
             if settings.eval_every and (position.step % settings.eval_every == 0 or done):
                 _log_heldout(log, position.step, run, heldout)
+            if watch is not None and (position.step % watch.every == 0 or done):
+                _log_watched(log, position.step, run, watch)
             if execution.sample_every and (position.step % execution.sample_every == 0 or done):
                 draw_previews(job, run.model, run.ema, run.batches.data.info, position.step)
             save_now, is_over, asked = course.agreed()
@@ -292,3 +318,10 @@ def _log_heldout(log: Log, step: int, run: Run, heldout: Callable[[Denoiser], fl
         return
     with run.ema.denoiser(run.model) as averaged:
         log.write(step, heldout_loss=heldout(averaged))
+
+
+def _log_watched(log: Log, step: int, run: Run, watch: Watch | None) -> None:
+    """Log what a stage measures of the averaged weights."""
+    if watch is not None:
+        with run.ema.denoiser(run.model) as averaged:
+            log.write(step, **watch.look(averaged, step))

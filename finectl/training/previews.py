@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finectl.artifacts.files import staged
 from finectl.artifacts.job import Job
+from finectl.data.classes import chosen_labels
 from finectl.data.images import make_grid, to_uint8
 from finectl.data.sources import DataInfo
 from finectl.diffusion.sampling import sample_images
@@ -27,12 +28,14 @@ def draw_previews(job: Job[Any], model: Any, ema: Ema, info: DataInfo, step: int
     Every process computes them, since a sharded model needs all; the one that leads writes.
     """
     config = model.config
+    some = info.whole and config.num_classes and info.text is None
+    drawn = chosen_labels(info) if some else range(max(config.num_classes, 1))
     device = next(model.parameters()).device
     with ema.denoiser(model) as averaged:
         images = sample_images(
             averaged,
             (config.channels, config.image_size, config.image_size),
-            [index % max(config.num_classes, 1) for index in range(IMAGES)],
+            [drawn[index % len(drawn)] for index in range(IMAGES)],
             null_label=config.num_classes,
             scheduler=SCHEDULER,
             sampling_steps=SAMPLING_STEPS,

@@ -19,7 +19,7 @@ from finectl.diffusion.losses import Denoiser, denoising_loss
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.dit import drop_labels
-from finectl.training.batches import Batches, Part
+from finectl.training.batches import Batches, Part, Retained
 from finectl.training.device import Arithmetic, resolve_device
 from finectl.training.distributed import all_sum, join, without_sync, wrap
 from finectl.training.memory import checkpoint_activations
@@ -34,7 +34,16 @@ class Loss(Protocol):
     """What a model is trained with."""
 
     def __call__(
-        self, model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, step: int
+        self,
+        model: Denoiser,
+        schedule: NoiseSchedule,
+        x0: Tensor,
+        y: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        *,
+        step: int,
+        slots: slice | None = None,
     ) -> Tensor:
         """Return each image's loss, (B,), float32.
 
@@ -46,6 +55,7 @@ class Loss(Protocol):
             t: (B,), int64 timesteps.
             noise: (B, C, H, W), standard normal.
             step: Updates done so far.
+            slots: The images' place in the global batch; None where they are the whole batch.
         """
 
 
@@ -94,7 +104,15 @@ def uniform_timesteps(count: int, schedule: NoiseSchedule, *, step: int, generat
 
 
 def plain_loss(
-    model: Denoiser, schedule: NoiseSchedule, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor, *, step: int
+    model: Denoiser,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    y: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    step: int,
+    slots: slice | None = None,
 ) -> Tensor:
     """Return the denoising loss, at whatever step."""
     return denoising_loss(model, schedule, x0, y, t, noise)
@@ -147,12 +165,14 @@ def prepare(
     sharded: bool,
     timesteps: Timesteps = uniform_timesteps,
     tasks: Tasks | None = None,
+    retained: Retained | None = None,
 ) -> Run:
     """Put the model on its device, share it with the other processes, and make all that its steps need.
 
     Args:
         job: How to run, and with whom.
-        model: As in `fit`, and so `data`, `settings`, `groups`, `loss`, `timesteps` and `tasks`.
+        model: As in `fit`, and so `data`, `settings`, `groups`, `loss`, `timesteps`, `tasks` and
+            `retained`.
         sharded: Whether its weights are spread over the processes.
     """
     execution, world = job.execution, job.world
@@ -171,6 +191,7 @@ def prepare(
     found = dict(model.named_parameters())  # sharding puts others in the places of those that the groups hold
     chosen = groups or [{"params": list(names)}]
     placed = [{**group, "params": [found[names[parameter]] for parameter in group["params"]]} for group in chosen]
+    sets = [data] if retained is None else [data, retained.images]
     batches = Batches(
         data,
         settings.batch_size,
@@ -178,7 +199,8 @@ def prepare(
         device,
         world,
         parts=execution.accumulate,
-        workers=0 if isinstance(data.store, MemoryStore) else execution.workers,
+        workers=0 if all(isinstance(images.store, MemoryStore) for images in sets) else execution.workers,
+        retained=retained,
     )
     if tasks is not None:
         placed += _prepare_tasks(tasks, batches, settings)
@@ -231,7 +253,7 @@ def train_step(run: Run, step: int) -> Tensor:
         slots = part.slots
         y = torch.where(dropped[slots], run.model.config.num_classes, part.labels)
         with run.arithmetic.context():
-            return run.loss(run.forward, schedule, part.x0, y, t[slots], noise[slots], step=step)
+            return run.loss(run.forward, schedule, part.x0, y, t[slots], noise[slots], step=step, slots=slots)
 
     run.optimizer.zero_grad(set_to_none=True)
     if run.tasks is None:

@@ -13,6 +13,7 @@ from finectl.artifacts.store import Artifact
 from finectl.data.captions import ALL, NONE
 from finectl.data.sources import DEFAULT_RESIZE_FILTER, DataInfo, DataOptions, absolute_spec, describe
 from finectl.errors import InputError, UsageError
+from finectl.models.autoencoder import works_on_latents
 from finectl.models.io import read_config
 from finectl.models.vae import is_same_space, latent_space
 
@@ -259,6 +260,39 @@ def require_fit(artifact: Artifact, data: DataInfo) -> None:
             expected=f"{wanted[0]}x{wanted[1]}x{wanted[1]} images of {wanted[2]} classes, as {artifact.path} takes",
             fix=f"initialise a model for that data: finectl init --data {data.name}",
         )
+    require_space(artifact, data)
+
+
+def require_images(artifact: Artifact, data: DataInfo) -> None:
+    """Check that a model takes the images of a data set, whatever their classes.
+
+    Raises:
+        InputError: it does not; the message gives both shapes, or both autoencoders.
+    """
+    model = read_config(artifact)
+    if (data.channels, data.image_size) != (model.channels, model.image_size):
+        side, pixels = model.image_size, data.vae is None
+        fix = f"--image-size {side}, or a data set of such images"
+        if data.channels != model.channels:
+            fix = f"a data set of {model.channels} channels, or another model: finectl init --data {data.name}"
+            if pixels and works_on_latents(artifact, model.channels):
+                fix = f"finectl encode --data {data.name} --vae PATH --image-size PIXELS, then --data latents:PATH"
+        elif not pixels:
+            fix = f"latents of {side}x{side}: finectl encode with another --image-size"
+        raise InputError(
+            f"{data.name} has {data.channels}x{data.image_size}x{data.image_size} images",
+            expected=f"{model.channels}x{side}x{side}, as {artifact.path} takes",
+            fix=fix,
+        )
+    require_space(artifact, data)
+
+
+def require_space(artifact: Artifact, data: DataInfo) -> None:
+    """Check that latents are those of the autoencoder whose latents a model was trained on.
+
+    Raises:
+        InputError: they are of another one.
+    """
     trained_on = artifact.manifest.data.get("vae")
     if trained_on and data.vae and not is_same_space(trained_on, data.vae):
         raise InputError(

@@ -52,14 +52,15 @@ def save_state(
     """Write everything that the next step depends on, sharded tensors put together.
 
     Random numbers and the place in the epoch are functions of the step, so there is nothing of single processes to
-    write, and another number of them may go on. All processes call it; only the one that leads writes.
+    write, and another number of them may go on. Frozen parameters are those that the run started from, and are not
+    written. All processes call it; only the one that leads writes.
 
     Raises:
         ResourceError: the disk is full; the state saved before is intact.
     """
-    tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in model.named_parameters()}
+    tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in _moving(model).items()}
     if ema is not None:
-        tensors.update({f"ema/{name}": value for name, value in ema.state_dict().items()})
+        tensors.update({f"ema/{name}": value for name, value in ema.moving().items()})
     if tasks is not None:
         tensors.update({f"{TASKS}{name}": value for name, value in tasks.state_dict().items()})
     if isinstance(loss, StatefulLoss):
@@ -89,15 +90,18 @@ def load_state(
         return Position()
     tensors = load_tensors(path)
     saved_position = read_metadata(path)
-    shapes = {f"model/{name}": parameter.shape for name, parameter in model.named_parameters()}
-    found = {name: value.shape for name, value in tensors.items() if name.startswith("model/")}
+    moving = _moving(model)
+    shapes = {f"model/{name}": parameter.shape for name, parameter in moving.items()}
+    # States of earlier versions hold the frozen parameters too.
+    frozen = {f"model/{name}" for name, _ in model.named_parameters()} - set(shapes)
+    found = {name: value.shape for name, value in tensors.items() if name.startswith("model/") and name not in frozen}
     if found != shapes or not isinstance(saved_position, dict):
         raise InputError(
             f"{path} is not the state of this model",
             expected=f"{len(shapes)} tensors of its shapes",
             fix="drop it: run the same command with --no-resume",
         )
-    for name, parameter in model.named_parameters():
+    for name, parameter in moving.items():
         copy_whole(parameter, tensors[f"model/{name}"])
     if ema is not None:
         prefix = "ema/"
@@ -120,6 +124,11 @@ def load_state(
                 for slot, value in saved.items()
             }
     return Position(**saved_position)
+
+
+def _moving(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are not frozen, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _trained(model: nn.Module, tasks: Tasks | None) -> dict[str, nn.Parameter]:

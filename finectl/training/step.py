@@ -80,6 +80,8 @@ def ema_decay(settings: TrainSettings, step: int) -> float:
 class Ema:
     """An exponential moving average of parameters: shadow <- decay * shadow + (1 - decay) * parameter.
 
+    A parameter that is frozen at the start stays so: its average is itself, and takes no memory of its own.
+
     Args:
         named_parameters: Names and parameters to follow; the average starts at their present values.
         decay: In [0, 1).
@@ -90,18 +92,18 @@ class Ema:
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, Tensor]], decay: float) -> None:
-        followed = dict(named_parameters)
+        self._parameters = dict(named_parameters)
+        self._moving = {name: value for name, value in self._parameters.items() if value.requires_grad}
         self.decay = decay
         self.shadow: dict[str, Tensor] = {
-            name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-            for name, parameter in followed.items()
+            name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=name in self._moving)
+            for name, value in self._parameters.items()
         }
-        self._parameters = followed
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the present parameters by one step; frozen parameters do not move."""
-        names = [name for name, parameter in self._parameters.items() if parameter.requires_grad]
+        names = [name for name, parameter in self._moving.items() if parameter.requires_grad]
         shadows = [local(self.shadow[name]) for name in names]
         values = [local(self._parameters[name].detach()).to(self.shadow[name].dtype) for name in names]
         if shadows:
@@ -111,17 +113,22 @@ class Ema:
         """Return the averages by name: the very tensors, which later updates change."""
         return dict(self.shadow)
 
+    def moving(self) -> dict[str, Tensor]:
+        """Return what `state_dict` does of the parameters that are not frozen."""
+        return {name: self.shadow[name] for name in self._moving}
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the averages from `state`, bit for bit.
+        """Take the averages from what `state_dict` or `moving` returned, bit for bit; frozen ones stay as they are.
 
         Raises:
             InputError: names or shapes are not those of the followed parameters.
         """
-        if set(state) != set(self.shadow):
-            odd = sorted(set(state) ^ set(self.shadow))
+        odd = sorted((set(state) - set(self.shadow)) | (set(self._moving) - set(state)))
+        if odd:
             raise InputError(f"the saved average does not fit the model: {len(odd)} names differ, such as {odd[0]!r}")
-        for name, shadow in self.shadow.items():
+        for name in self._moving:
+            shadow = self.shadow[name]
             if state[name].shape != shadow.shape:
                 raise InputError(
                     f"the saved average of {name!r} has shape {tuple(state[name].shape)}",
@@ -132,7 +139,7 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the averages in place of the parameters inside a `with` block, and the parameters back after it."""
-        raw = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        raw = {name: parameter.detach().clone() for name, parameter in self._moving.items()}
         try:
             self._write(self.shadow)
             yield
@@ -157,5 +164,5 @@ class Ema:
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._moving.items():
             parameter.copy_(values[name])

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import itertools
 import json
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from timing import THREADS, Step, paired_ratio, peak_flops, say
+from timing import THREADS, Step, Worker, paired_ratio, peak_flops, say, serve, take_turns
 
 CHANNELS, CLASSES, TIMESTEPS = 4, 1000, 1000
 # Batch and latent side: a step of about a second on two cores, the papers' 256 tokens on a GPU.
@@ -190,75 +187,18 @@ def contestants(peer: Path | None) -> dict[str, Callable[[str], Step]]:
 # ------------------------------------------------------------------------------------------------- step worker
 
 
-def serve(contestant: str, model: str, peer: Path | None) -> None:
-    """Build one contestant, then time one step for every line on stdin and answer with a line of JSON."""
-    import resource
-
-    # Importing finectl repairs torchvision beside a CPU-only torch; timm and diffusers import torchvision.
-    importlib.import_module("finectl")
-    # Whatever a peer prints goes to stderr: stdout carries the answers.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    make = contestants(peer)[contestant]
-    step: Step | None = None
-    for _ in sys.stdin:
-        if step is None:
-            import torch
-
-            torch.set_num_threads(THREADS)
-            step = make(model)
-        start = time.perf_counter()
-        loss = step()  # a number, so the device has finished
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        answers.write(json.dumps({"seconds": seconds, "loss": loss, "peak_mib": peak}) + "\n")
-        answers.flush()
-
-
-class Worker:
-    """A process that holds one contestant and runs a step when asked."""
-
-    def __init__(self, contestant: str, model: str, peer: Path | None) -> None:
-        command = [sys.executable, __file__, "--worker", contestant, "--models", model]
-        command += ["--peer-dit", str(peer)] if peer is not None else []
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.times: list[float] = []
-        self.last: dict[str, float] = {}
-
-    def step(self) -> float:
-        """Run one step and return its seconds."""
-        if self.process.stdin is None or self.process.stdout is None:
-            raise SystemExit("a worker has no pipes")
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a worker ended with exit code {self.process.wait()}")
-        self.last = json.loads(line)
-        return self.last["seconds"]
-
-    def close(self) -> None:
-        """End the process."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
+def start(contestant: str, model: str, peer: Path | None) -> Worker:
+    """Return the process of a contestant."""
+    command = [sys.executable, __file__, "--worker", contestant, "--models", model]
+    return Worker([*command, *(["--peer-dit", str(peer)] if peer is not None else [])])
 
 
 def bench_steps(model: str, peer: Path | None, rounds: int, warmup: int, words: list[str]) -> list[dict[str, Any]]:
     """Time the contestants on one model, all in memory at once, and print their table."""
     chosen = [name for name in contestants(peer) if not words or any(word in name for word in words)]
-    workers = {name: Worker(name, model, peer) for name in chosen}
+    workers = {name: start(name, model, peer) for name in chosen}
     names = list(workers)
-    try:
-        for worker in workers.values():
-            for _ in range(warmup):
-                worker.step()
-        for index in range(rounds):
-            shift = index % len(names)
-            for name in names[shift:] + names[:shift]:
-                workers[name].times.append(workers[name].step())
-    finally:
-        for worker in workers.values():
-            worker.close()
+    take_turns(workers, rounds, warmup)
     return [report(model, name, workers, names) for name in print_header(model, names, rounds)]
 
 
@@ -339,7 +279,7 @@ def main() -> None:
     """Run the comparison, or one of its workers."""
     options = parse()
     if options.worker:
-        serve(options.worker, options.models, options.peer_dit)
+        serve(lambda: contestants(options.peer_dit)[options.worker](options.models))
         return
     if options.peer_dit is not None and not (options.peer_dit / "models.py").is_file():
         raise SystemExit(f"{options.peer_dit} is no checkout of facebookresearch/DiT: it has no models.py (see --help)")

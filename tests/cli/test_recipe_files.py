@@ -17,7 +17,8 @@ from finectl.cli.recipe import load_recipe
 from finectl.errors import EXIT_INPUT, EXIT_USAGE
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-STAGES = ("encode", "convert", "condense", "extract", "init", "train", "finetune-ranges", "sample", "evaluate")
+STAGES = ("encode", "convert", "condense", "extract", "init", "train", "bank", "finetune")
+STAGES += ("finetune-ranges", "sample", "evaluate")
 STAGES += tuple(f"gen-weights-{step}" for step in STEPS)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from cli.test_startup import modules_after
 from support import run_cli
 
 from finectl.cli.commands import section_of, typed
+from finectl.cli.completion import script
 from finectl.cli.gen_weights import STEPS
-from finectl.errors import EXIT_USAGE
+from finectl.errors import EXIT_INPUT, EXIT_USAGE
 
 
 def test_help_lists_the_steps_without_importing_them() -> None:
@@ -67,7 +70,69 @@ def test_a_manifest_is_a_recipe_of_its_step(workspace: Path) -> None:
     refused(run_cli("train", "--recipe", made), EXIT_USAGE, "finectl gen-weights prompts --recipe")
 
 
+def test_a_command_that_runs_without_a_step_has_steps_too(workspace: Path) -> None:
+    shown = run_cli("analyse", "--help").out
+    assert "Usage: finectl analyse " in shown and "--plane" in shown and "\nSteps:\n  forgetting " in shown
+    assert "Usage: finectl analyse forgetting " in run_cli("analyse", "forgetting", "--help").out
+    assert "--plane" not in run_cli("analyse", "forgetting", "--help").out
+    assert modules_after("from finectl.cli.main import main; main(['analyse', 'forgetting', '--help'])") == []
+    refused(run_cli("analyse"), EXIT_INPUT, "finectl finetune-ranges")
+    refused(run_cli("analyse", "latest"), EXIT_INPUT)
+    refused(run_cli("analyse", "experts/forgetting"), EXIT_INPUT)
+    refused(run_cli("analyse", "forgeting"), EXIT_USAGE, "no analyse step 'forgeting' (did you mean 'forgetting'?)")
+    refused(run_cli("analyse", "forgetting", "--plane", "0,1"), EXIT_USAGE, "finectl analyse forgetting --help")
+
+
+def test_an_artifact_named_as_a_path_is_no_step(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "forgettings").mkdir()
+    refused(run_cli("analyse", "forgettings"), EXIT_INPUT, "forgettings")
+
+
+def test_bash_completes_a_command_with_and_without_its_step(tmp_path: Path) -> None:
+    """With the script that the generator writes, whatever is committed."""
+
+    def offered(*words: str) -> list[str]:
+        quoted = " ".join(f"'{word}'" for word in ("finectl", *words))
+        (tmp_path / "script").write_text(script("bash"))
+        code = f"source {tmp_path}/script; COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _finectl; "
+        done = subprocess.run(
+            ["bash", "-u", "-c", code + "printf '%s\\n' \"${COMPREPLY[@]}\""],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+    assert "forgetting" in offered("analyse", "forg") and "latest" in offered("analyse", "")
+    assert offered("analyse", "--pla") == ["--plane"] and offered("analyse", "latest", "--pla") == ["--plane"]
+    assert offered("analyse", "forgetting", "--fisher-d") == ["--fisher-draws"]
+    assert offered("analyse", "forgetting", "--plane")[:1] != ["--plane"]
+    assert offered("analyse", "forgetting", "--scheduler", "dd") == ["ddpm", "ddim"]
+    assert "latest" in offered("analyse", "forgetting", "")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_other_shells_take_the_script_of_such_a_command(shell: str, tmp_path: Path) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "script").write_text(script(shell))
+    done = subprocess.run([program, "-n", tmp_path / "script"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    if shell == "fish":
+        code = f"source {tmp_path}/script; complete -C 'finectl analyse forgetting --fisher-d'; "
+        code += "complete -C 'finectl analyse --pla'; complete -C 'finectl analyse forg'"
+        found = subprocess.run([program, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert [line.split("\t")[0] for line in found.splitlines()] == ["--fisher-draws", "--plane", "forgetting"]
+
+
 def test_names_of_steps_in_recipes() -> None:
+    assert typed("analyse-forgetting") == "finectl analyse forgetting"
+    assert section_of("finectl analyse forgetting") == "analyse-forgetting"
+    assert section_of("finectl analyse") == typed("analyse").removeprefix("finectl ") == "analyse"
     assert section_of("finectl gen-weights prompts") == "gen-weights-prompts"
     assert section_of("finectl train") == section_of("train") == "train"
     assert typed("gen-weights-prompts") == "finectl gen-weights prompts"

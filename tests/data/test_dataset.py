@@ -83,6 +83,15 @@ def test_a_subset_reads_its_own_images(spec: str) -> None:
     assert len(part.labels) == 9
 
 
+def test_a_few_images_of_each_class(spec: str) -> None:
+    data = load(spec)
+    few, fewer = data.few(3, seed=1), data.few(2, seed=1)
+    sizes = data.labels.bincount()
+    assert torch.equal(few.labels.bincount(minlength=len(sizes)), sizes.clamp(max=3))
+    assert set(fewer.indices.tolist()) < set(few.indices.tolist()) <= set(data.indices.tolist())
+    assert not torch.equal(few.indices, data.few(3, seed=2).indices)
+
+
 def test_a_position_outside_is_an_error(spec: str) -> None:
     data = load(spec)
     with pytest.raises(IndexError):

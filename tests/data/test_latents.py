@@ -22,7 +22,7 @@ from finectl.artifacts.job import Job, Outcome, Plan, Stage
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import save_tensors
 from finectl.console import Console
-from finectl.data import latents as latents_module
+from finectl.data import mapped as mapped_module
 from finectl.data.dataset import load
 from finectl.data.latents import INDEX, KIND, LatentIndex, LatentStore, is_whole, write_shard
 from finectl.data.sources import DataOptions, describe, heldout_indices
@@ -169,7 +169,7 @@ def test_the_draw_and_the_scale(artifact: Path) -> None:
 
 
 def test_several_threads_read_and_few_files_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents_module, "OPEN_SHARDS", 3)
+    monkeypatch.setattr(mapped_module, "OPEN_SHARDS", 3)
     index = replace(INDEX_OF_23, count=200)
     latents = store(make(tmp_path / "latents", index))
     plain, _ = moments(index)

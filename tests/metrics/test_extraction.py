@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from finectl.artifacts.chunks import Chunks
 from finectl.data.files import open_files
 from finectl.data.sources import DataOptions
 from finectl.errors import ComputationError
-from finectl.metrics.extraction import GROUP, IDENTITY, Chunks, FeatureExtraction, canonical_order, identity
+from finectl.metrics.extraction import GROUP, IDENTITY, FeatureExtraction, canonical_order, identity
 from finectl.metrics.features import ExtractorInfo
 
 

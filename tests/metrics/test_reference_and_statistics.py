@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from finectl.artifacts.chunks import Chunks
 from finectl.artifacts.tensors import save_tensors
 from finectl.data.sources import DataOptions, describe
 from finectl.errors import InputError, UsageError
 from finectl.metrics import statistics as statistics_module
-from finectl.metrics.extraction import IDENTITY, Chunks
+from finectl.metrics.extraction import IDENTITY
 from finectl.metrics.frechet import Gaussian, frechet_distance
 from finectl.metrics.reference import describe_reference, require_extractor
 from finectl.metrics.statistics import fit, load, load_npz, save

@@ -12,6 +12,8 @@ from support import run_cli, whole
 from torch import Tensor
 from torch.nn import functional as F
 
+from finectl.diffusion import edm
+from finectl.diffusion.config import PROCESSES
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.io import load_model, read_config
 
@@ -164,6 +166,31 @@ def test_an_adm_network_is_trained_and_sampled(workspace: Path, tmp_path: Path) 
     trained = run_cli("train", model, *arguments).path
     assert run_cli("sample", trained, "--samples", 1, "--sampling-steps", 1).code == 0
     assert set(load_file(trained / "model.safetensors")) == set(load_file(model / "model.safetensors"))
+
+
+def test_an_adm_network_in_its_own_process(workspace: Path, tmp_path: Path) -> None:
+    """What it predicts there is -F, so that the denoised image is EDM's; it is trained and sampled."""
+    state = adm_state(0)
+    torch.save(state, tmp_path / "adm.pt")
+    path = run_cli("convert", tmp_path / "adm.pt", "--process", "edm").path
+    config = read_config(whole(path)).diffusion
+    assert config == PROCESSES["edm"]
+    t = torch.tensor([0, 10, 300, 600, 999])
+    sigma, kept = edm.log_sigmas(config).exp()[t], edm.alphas_cumprod(config)[t]
+    z = torch.randn(len(t), CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).double()
+    total = (sigma**2 + 0.25).sqrt()[:, None, None, None]
+    x = z / total
+    signal, spread = (value.sqrt()[:, None, None, None] for value in (kept, 1 - kept))
+    with torch.no_grad():
+        v = load_model(whole(path)).eval()(x.float(), t, torch.zeros(len(t), dtype=torch.int64)).double()
+        wanted = adm_denoise(state, z.float(), sigma, None)
+    torch.testing.assert_close((0.5 * (signal * x - spread * v)).float(), wanted, rtol=1e-4, atol=1e-4)
+    assert (
+        run_cli("convert", tmp_path / "adm.pt", "--process", "ddpm").path
+        == run_cli("convert", tmp_path / "adm.pt").path
+    )
+    refused = run_cli("convert", path, "--to", "diffusers", "--process", "edm")
+    assert refused.code == 2 and "--process" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from finectl.data.dataset import ImageSet, mirror
 from finectl.data.order import batch_indices
 from finectl.data.sources import DataInfo
 from finectl.errors import UsageError
-from finectl.training.batches import Batches, Part, share_of
+from finectl.training.batches import Batches, Part, Retained, share_of
 from finectl.world import World
 
 COUNT, BATCH, STEPS = 23, 12, 5
@@ -194,3 +194,51 @@ def test_images_are_in_the_range_of_pixels() -> None:
     data = ImageSet.in_memory(info, "train", levels, torch.zeros(COUNT, dtype=torch.int64))
     (part,) = Batches(data, BATCH, 0, CPU, World()).get(0)
     assert part.x0.dtype == torch.float32 and sorted(set(part.x0.flatten().tolist())) == [-1.0, 1.0]
+
+
+def mixed(rank: int = 0, size: int = 1, kept: ImageSet | None = None, seed: int = 7, **options: Any) -> Batches:
+    retained = Retained(image_set() if kept is None else kept, 5)
+    return Batches(image_set(), BATCH, seed, CPU, World(rank, size), retained=retained, **options)
+
+
+@pytest.mark.parametrize(("size", "cut", "workers"), [(2, 1, 0), (1, 3, 2), (3, 2, 0), (5, 2, 0), (12, 1, 0)])
+def test_two_sets_are_cut_up_as_one_batch(size: int, cut: int, workers: int) -> None:
+    ranks = [mixed(rank, size, parts=cut, workers=workers) for rank in range(size)]
+    for step in range(STEPS):
+        (whole,) = mixed().get(step)
+        x0, labels = together([part for one in ranks for part in one.get(step)])
+        assert torch.equal(x0, whole.x0) and torch.equal(labels, whole.labels)
+    for one in ranks:
+        one.__exit__()
+
+
+def test_retained_images_come_first_and_have_their_own_order_mirrorings_and_noise() -> None:
+    one, data = mixed(), image_set()
+    seen: list[int] = []
+    for step in range(STEPS):
+        (part,) = one.get(step)
+        new, again = one.indices(step), one.retained_indices(step)
+        assert (len(again), len(new), len(part.x0)) == (5, 7, BATCH)
+        assert part.labels.tolist() == data.labels[torch.cat([again, new])].tolist()
+        (alone,) = Batches(data, 7, 7, CPU, World()).get(step)
+        assert torch.equal(part.x0[5:], alone.x0) and torch.equal(new, batch_indices(COUNT, 7, step, 7))
+        (other,) = Batches(data, 5, 7, CPU, World()).get(step)
+        assert not torch.equal(part.x0[:5], other.x0)
+        seen += again.tolist()
+    assert sorted(seen[:COUNT]) == list(range(COUNT)), "all of them in turn"
+    assert not torch.equal(mixed(seed=8).retained_indices(0), one.retained_indices(0))
+
+
+def test_retained_images_are_kept_in_another_form_than_the_data() -> None:
+    """A bank holds latents, the data their means and variances."""
+    held = torch.randn(COUNT, 1, 4, 4, generator=torch.Generator().manual_seed(5))
+    kept = ImageSet.in_memory(INFO, "train", held, torch.full((COUNT,), 10))
+    one = mixed(kept=kept)
+    (part,) = one.get(0)
+    assert torch.equal(part.x0[:5], held[one.retained_indices(0)]) and part.labels[:5].tolist() == [10] * 5
+
+
+@pytest.mark.parametrize("count", [0, BATCH])
+def test_a_batch_has_images_of_both_sets(count: int) -> None:
+    with pytest.raises(UsageError, match="retained images in a batch of 12"):
+        Batches(image_set(), BATCH, 7, CPU, World(), retained=Retained(image_set(), count))

@@ -168,9 +168,9 @@ def test_a_refreshed_teacher_is_the_average_at_the_start_of_its_epoch(config: An
             averages[step] = {name: value.clone() for name, value in ema.state_dict().items()}
             super().begin(step, ema)
 
-        def __call__(self, *arguments: Any, step: int) -> Tensor:
+        def __call__(self, *arguments: Any, step: int, slots: slice | None = None) -> Tensor:
             seen[step] = {name: value.clone() for name, value in self.state_dict().items()}
-            return super().__call__(*arguments, step=step)
+            return super().__call__(*arguments, step=step, slots=slots)
 
     start = network(DENSE, 1)
     student = build_model(config)
@@ -196,9 +196,9 @@ def test_an_epoch_begins_once_whatever_the_parts_of_a_batch(tmp_path: Path) -> N
             calls.append(("begin", step))
             super().begin(step, ema)
 
-        def __call__(self, *arguments: Any, step: int) -> Tensor:
+        def __call__(self, *arguments: Any, step: int, slots: slice | None = None) -> Tensor:
             calls.append(("part", step))
-            return super().__call__(*arguments, step=step)
+            return super().__call__(*arguments, step=step, slots=slots)
 
     loss = Watched(network(DENSE, 1), 1.0, epoch=3)
     run(tmp_path, start=network(DENSE, 1), loss=loss, execution={"accumulate": 2}, eval_every=0)

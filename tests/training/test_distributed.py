@@ -225,3 +225,22 @@ def test_a_signal_to_torchrun_saves_and_the_same_command_goes_on(workspace: Path
     lead, _ = pair(*arguments, workspace=workspace)
     assert f"step={reached} steps=20" in lead.err
     assert_agree(lead.path, alone(*arguments))
+
+
+def test_fine_tuning_with_a_bank_that_two_processes_make(pair: Pair, workspace: Path, tmp_path: Path) -> None:
+    """Retained and new images of a batch are cut up among the processes as one batch."""
+    start = run_cli("init", "--method", "he", "--model", "dit-nano", "--depth", 1).path
+    model = run_cli("train", start, "--steps", 2, "--batch-size", 8, "--eval-every", 0, "--lr", 1e-2).path
+    common = ("--data", "digits#5,6", "--steps", 3, "--batch-size", 11, "--lr", 1e-4, "--eval-every", 0)
+    command = ("finetune", model, *common, "--retention-share", 0.6, "--bank-samples", 8)
+    lead, follow = pair(*command, workspace=workspace)
+    assert (follow.code, follow.out, follow.err) == (0, "", ""), "one process writes and prints"
+    made = whole(lead.path).manifest
+    assert made.execution["world_size"] == 2 and made.metrics["batch"] == {"retained": 6, "target": 5}
+    bank = lead.path / made.parents[1].path
+    again = run_cli("finetune", model, *common, "--retention-share", 0.6, "--bank", bank, "--workspace", tmp_path)
+    assert_agree(lead.path, again.path)
+    assert run_cli(*command).path == lead.path
+    for wrong in (("finetune", model, "--retention", "kd", "--bank-samples", 3), ("finetune", tmp_path / "none")):
+        lead, follow = pair(*wrong, workspace=workspace)
+        assert lead.code != 0 and only_error(lead.err) and (follow.out, follow.err) == ("", "")

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finectl.artifacts.job import Execution
 from finectl.diffusion.random import generator_for
 from finectl.models.dit import DiT, initialize_
+from finectl.models.extras import Extras
 from finectl.models.presets import DiTConfig, FactorConfig, count_parameters, preset
 from finectl.training.estimate import activation_bytes, forward_flops, measure_training, training_estimate
 
@@ -112,6 +113,7 @@ def test_memory_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(BASE, patch_size=4, learn_sigma=True),
         replace(BASE, width=96, heads=6, depth=2, image_size=32),
         DiTConfig(64, 6, 4, 2, 8, 1, 10),
+        DiTConfig(64, 2, 4, 2, 8, 1, 10, extras=Extras(bottleneck=6, prompts=3)),
     ],
 )
 def test_floating_point_operations_of_a_forward_pass(config: DiTConfig) -> None:

@@ -321,7 +321,7 @@ def test_events_of_steps_that_are_done_again_are_there_once(save_every: int, tmp
     class Crash(Exception):
         """What a power failure is to a process."""
 
-    def crash(*arguments: Any, step: int) -> torch.Tensor:
+    def crash(*arguments: Any, step: int, slots: slice) -> torch.Tensor:
         if step == 5:
             raise Crash
         return loop.plain_loss(*arguments, step=step)

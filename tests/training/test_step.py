@@ -39,15 +39,51 @@ def test_optimizer_keeps_the_learning_rates_of_groups() -> None:
 
 def test_ema_is_the_closed_form_sum() -> None:
     parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
-    ema = Ema([("p", parameter), ("frozen", frozen)], 0.9)
+    ema = Ema([("p", parameter)], 0.9)
     for value in range(1, 6):
         parameter.data.fill_(value)
-        frozen.data.fill_(value)
         ema.update()
     expected = sum(0.1 * 0.9 ** (5 - value) * value for value in range(1, 6))
     assert ema.shadow["p"].item() == pytest.approx(expected, rel=1e-12)
-    assert ema.shadow["frozen"].item() == 1.0
+
+
+def partly_frozen() -> nn.Linear:
+    model = nn.Linear(3, 2)
+    model.weight.requires_grad_(False)
+    return model
+
+
+def test_frozen_parameters_are_their_own_average_and_take_no_memory() -> None:
+    model = partly_frozen()
+    weight = model.weight.detach().clone()
+    ema = Ema(model.named_parameters(), 0.5)
+    model.bias.data.fill_(8.0)
+    ema.update()
+    assert ema.shadow["weight"].data_ptr() == model.weight.data_ptr()
+    assert ema.shadow["bias"].data_ptr() != model.bias.data_ptr()
+    assert set(ema.state_dict()) == {"weight", "bias"}
+    assert set(ema.moving()) == {"bias"}
+    x = torch.ones(1, 3)
+    with ema.applied():
+        assert torch.equal(model.weight, weight)
+        inside = model(x)
+    assert torch.equal(model.bias, torch.full((2,), 8.0))
+    assert torch.allclose(model(x) - inside, (model.bias - ema.shadow["bias"])[None])
+
+
+@pytest.mark.parametrize("part", ["moving", "state_dict"])
+def test_an_average_comes_back_with_and_without_the_frozen_parameters(part: str) -> None:
+    model = partly_frozen()
+    ema = Ema(model.named_parameters(), 0.5)
+    model.bias.data.fill_(8.0)
+    ema.update()
+    saved = {name: value.clone() for name, value in getattr(ema, part)().items()}
+    again = Ema(model.named_parameters(), 0.5)
+    again.load_state_dict(saved)
+    assert torch.equal(again.shadow["bias"], ema.shadow["bias"])
+    assert not torch.equal(again.shadow["bias"], model.bias)
+    with pytest.raises(InputError, match="bias"):
+        again.load_state_dict({"weight": model.weight})
 
 
 def test_resumed_ema_equals_an_unbroken_one_bit_for_bit() -> None:

@@ -14,12 +14,14 @@ from finectl.models.foreign import components, diffusers_dit, diffusers_unet, pu
 from finectl.models.foreign.layout import Layout, check_names, write_layout
 from finectl.models.foreign.readers import Reader
 from finectl.models.foreign.source import INDEX, MODEL_CONFIG, OWN, OWN_WEIGHTS, SCHEDULER_CONFIG, WEIGHTS
-from finectl.models.io import ModelConfig
+from finectl.models.io import ModelConfig, require_no_extras
 from finectl.models.presets import NORM_EPS, DiTConfig
 from finectl.models.projections import FOLDABLE
 from finectl.models.unet_config import CLASSES, TEXT_UNET, UNetConfig
 
-TARGETS = ("diffusers", published_dit.NAME)
+ADAPTER = "peft"
+"""The target that holds what parameter-efficient tuning trained, and none of the model's other weights."""
+TARGETS = ("diffusers", published_dit.NAME, ADAPTER)
 SCHEDULER = SCHEDULER_CONFIG.split("/", maxsplit=1)[0]
 NEEDED = {"DiTPipeline": ("vae",), "StableDiffusionPipeline": ("vae", "text_encoder", "tokenizer"), "DDPMPipeline": ()}
 """Pipeline -> the parts without which it is nothing."""
@@ -78,7 +80,7 @@ def warnings_for(config: ModelConfig, target: str, guided_labels: int) -> list[s
         target: One of `TARGETS`.
         guided_labels: Classes that have names.
     """
-    if not isinstance(config, DiTConfig):
+    if target == ADAPTER or not isinstance(config, DiTConfig):
         return []
     notes = []
     divisor = diffusers_dit.FREQUENCY_DIVISOR if target == "diffusers" else published_dit.FREQUENCY_DIVISOR
@@ -108,9 +110,15 @@ def require_exportable(config: ModelConfig, target: str, pipeline: str | None) -
 
     Raises:
         UsageError: it cannot hold this architecture.
-        InputError: it cannot hold these sizes, or channel-wise projections.
+        InputError: it cannot hold these sizes, or channel-wise projections, bottlenecks or prompts.
     """
     require_no_projections(config)
+    require_no_extras(config, "the model has", f"plain layers, as {target} has them")
+    if config.diffusion.is_edm:
+        raise InputError(
+            "the model is of EDM's process, which scales the data, and no pipeline of another tool would",
+            expected="a model of a process that other tools know, such as finectl init --process ddpm makes",
+        )
     if target == published_dit.NAME and not isinstance(config, DiTConfig):
         raise UsageError("the layout of published DiTs holds Diffusion Transformers only", fix="--to diffusers")
     if target != "diffusers":

@@ -67,4 +67,5 @@ STAGE = Stage(
     plan=plan,
     run=run,
     locations=("source", "vae"),
+    unchanged_at={"process": None},
 )

@@ -21,6 +21,7 @@ class Config:
     image_size: int | None
     num_classes: int | None
     source_digest: str | None
+    process: str | None = None
 
 
 def checked_digest(config: Config, found: str | None) -> str | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from finectl.artifacts.files import sha256_json
+from finectl.adapters.peft.files import adapter_files
+from finectl.artifacts.files import sha256_json, write_atomic
 from finectl.artifacts.job import InheritedData, Job, Outcome, Plan
 from finectl.artifacts.store import Artifact, Workspace
 from finectl.data.sources import describe
 from finectl.errors import InputError, UsageError
 from finectl.models.foreign import components
 from finectl.models.foreign.exporting import (
+    ADAPTER,
     Parts,
     export_diffusers,
     export_published,
@@ -30,7 +32,7 @@ FLOAT_BYTES = 4
 
 def plan_export(config: Config, model: Artifact) -> Plan[Config]:
     """Find the parts that go with the model, and say what the export changes."""
-    for name in ("format", "heads", "image_size", "num_classes"):
+    for name in ("format", "heads", "image_size", "num_classes", "process"):
         if getattr(config, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for an import, and --to asks for an export")
     if config.components == "reference":
@@ -40,6 +42,8 @@ def plan_export(config: Config, model: Artifact) -> Plan[Config]:
         )
     if config.vae is not None and (config.to != "diffusers" or config.components == "none"):
         raise UsageError("--vae goes with --to diffusers --components copy", fix="leave --vae out")
+    if config.to == ADAPTER:
+        return _plan_adapter(config, model)
     architecture = read_config(model)
     parts, digests = find_parts(config, model, architecture, None)
     require_exportable(architecture, config.to or "", pipeline_of(architecture, parts.folders))
@@ -64,8 +68,43 @@ def plan_export(config: Config, model: Artifact) -> Plan[Config]:
     )
 
 
+def _plan_adapter(config: Config, model: Artifact) -> Plan[Config]:
+    """Look for what parameter-efficient tuning trained.
+
+    Raises:
+        InputError: the model has none apart from its weights.
+        UsageError: raw weights are asked for, and averaged ones are kept.
+    """
+    files = adapter_files(model)
+    if config.weights != "ema":
+        raise UsageError(
+            f"--weights {config.weights}: the adapter of a model is kept averaged only", expected="--weights ema"
+        )
+    return Plan(
+        replace(config, source=str(model.path.absolute()), components="none"),
+        slug=f"{model.name.rsplit('-', 1)[0]}-{config.to}",
+        data=InheritedData.of(model),
+        summary={
+            "files": [Path(file).name for file in files],
+            "disk_bytes": sum(model.file(file).stat().st_size for file in files),
+        },
+        makes="export",
+    )
+
+
+def _run_adapter(job: Job[Config]) -> Outcome:
+    """Copy the adapter of a model."""
+    model = job.parents[0]
+    for file in adapter_files(model):
+        write_atomic(job.directory / Path(file).name, model.file(file).read_bytes())
+        job.stop_if_requested()
+    return Outcome(metrics={"format": ADAPTER, "pipeline": None, "peft": model.manifest.metrics.get("peft")})
+
+
 def run_export(job: Job[Config]) -> Outcome:
     """Write the folder of the other tool."""
+    if job.config.to == ADAPTER:
+        return _run_adapter(job)
     config, model = job.config, job.parents[0]
     architecture = read_config(model)
     reader: Reader = SafetensorsReader(model.path, [weights_file(model, config.weights)])

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from finectl.artifacts.files import write_json
 from finectl.artifacts.job import Job, Outcome, Plan
+from finectl.diffusion.config import PROCESSES
 from finectl.errors import UsageError
 from finectl.models.foreign import components
 from finectl.models.foreign.layout import check_names, check_values, write_layout
 from finectl.models.foreign.opening import Hints, open_source, peek
 from finectl.models.foreign.source import UNKNOWN_YET, Source, find_source
-from finectl.models.io import CONFIG, FILES, total_parameters
+from finectl.models.io import CONFIG, FILES, ModelConfig, total_parameters
+from finectl.models.unet_config import UNetConfig
 from finectl.stages.convert.config import Config, checked_digest
 
 UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
@@ -27,6 +29,8 @@ def plan_import(config: Config) -> Plan[Config]:
         raise UsageError("--vae goes with --to diffusers", fix="leave --vae out")
     source = find_source(config.source or "", config.format)
     known = peek(source, _hints(config))
+    if known is not None:
+        of_process(known, config.process)
     way = config.components or "reference"
     parts = components.parts_of(source) if way != "none" else {}
     notes = [f"{source.name}: {source.format}" + (f", {total_parameters(known):,} parameters" if known else "")]
@@ -42,6 +46,7 @@ def plan_import(config: Config) -> Plan[Config]:
             weights="ema",  # both are kept, where there are both
             components=way,
             source_digest=digest,
+            process=None if config.process == "ddpm" else config.process,
         ),
         slug=UNSAFE.sub("-", _stem(source)).strip("-.")[:LONGEST_SLUG] or "imported",
         summary={
@@ -58,6 +63,7 @@ def run_import(job: Job[Config]) -> Outcome:
     config = job.config
     source = find_source(config.source or "", config.format)
     opened = open_source(source, _hints(config))
+    opened = replace(opened, config=of_process(opened.config, config.process))
     if opened.restored:
         job.console.note("untouched since finectl exported it: the configuration is the one that it had")
     for reader in opened.readers.values():
@@ -78,6 +84,25 @@ def run_import(job: Job[Config]) -> Outcome:
             "noise_schedule": opened.config.diffusion.to_dict(),
         }
     )
+
+
+def of_process(model: ModelConfig, process: str | None) -> ModelConfig:
+    """Return an imported architecture with the process of `--process`.
+
+    A network of EDM is defined at every noise, so that it may be of DDPM's process or of its own; any other one is of
+    the process that it was trained in.
+
+    Raises:
+        UsageError: it is no network of EDM.
+    """
+    if process is None:
+        return model
+    if not isinstance(model, UNetConfig) or model.sigma_data is None:
+        raise UsageError(
+            f"--process {process} is for networks of EDM, and this one is of the process that it was trained in",
+            fix="leave --process out",
+        )
+    return replace(model, diffusion=PROCESSES[process])
 
 
 def _hints(config: Config) -> Hints:

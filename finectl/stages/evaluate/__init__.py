@@ -7,7 +7,7 @@ values differ by the models alone. Values whose protocol differs are kept apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finectl.artifacts.files import read_json_object, sha256_json
@@ -17,9 +17,10 @@ from finectl.artifacts.store import Artifact
 from finectl.errors import ComputationError, InputError, UsageError
 from finectl.metrics import METRICS
 from finectl.metrics.report import row_names
-from finectl.stages.evaluate.config import Condition, Config
+from finectl.stages.evaluate.config import MADE, Condition, Config
 from finectl.stages.evaluate.setup import Setup, extractor_key, needs_reference
-from finectl.stages.evaluate.subjects import Subject, describe, list_subjects, logged_losses
+from finectl.stages.evaluate.subjects import Subject, describe, drawn, list_subjects, logged_losses
+from finectl.training.pretrained import LOCATIONS, UNCHANGED, pretrained_reads, resolve_pretrained, split_pretrained
 from finectl.training.text_settings import unchanged
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         UsageError: the options contradict each other, or a metric is not possible with them.
         InputError: a file, a data set or an artifact is missing, damaged, or does not fit.
     """
+    parents, pretrained = split_pretrained(config, parents)
     setup = Setup.of(config, parents)
+    models = [parent for parent in parents if parent.kind not in MADE]
+    second = resolve_pretrained(config, models, pretrained, config.guidance)
     if config.fail_if is not None:
         Condition.parse("--fail-if", config.fail_if, setup.metrics)
     require_reachable(config, setup.metrics, parents)
@@ -43,23 +47,24 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     resolved = replace(
         config,
         **setup.fields,
+        **second,
         metrics=",".join(setup.metrics),
         vae=setup.vae["name"] if setup.vae else None,
         vae_digest=setup.vae["digest"] if setup.vae else "",
+        labels=",".join(map(str, setup.labels)) if setup.labels else None,
         extractors_digest=",".join(f"{key}:{info.digest}" for key, info in sorted(setup.networks.items())),
         reference_digest=f"{reference.part}:{reference.fingerprint}" if reference else "",
         images_digest=f"{files.fingerprint}{files.prompts_digest}" if files else "",
     )
     sampled = any(METRICS[name].sampled for name in setup.metrics)
-    models = sum(parent.kind != "samples" for parent in parents)
     slug = "images" if not parents else f"{len(parents)}-models"
     return Plan(
         resolved,
         slug=parents[0].name.rsplit("-", 1)[0] if len(parents) == 1 else slug,
         data=setup.data or (InheritedData.of(parents[0]) if parents else None),
         summary={
-            "models": models,
-            "images_to_sample": config.samples * models * sampled,
+            "models": len(models),
+            "images_to_sample": config.samples * len(models) * sampled,
             "reference": reference.name if reference else None,
             "reference_images": reference.count if reference else None,
         },
@@ -93,9 +98,10 @@ def run(job: Job[Config]) -> Outcome:
     from finectl.stages.evaluate.report import write_report
     from finectl.stages.evaluate.work import Work
 
-    setup = Setup.of(job.config, job.parents)
-    subjects = list_subjects(job.workspace, job.config, job.parents)
-    with Work.opened(job, setup) as work:
+    parents, pretrained = split_pretrained(job.config, job.parents)
+    setup = Setup.of(job.config, parents)
+    subjects = list_subjects(job.workspace, job.config, parents)
+    with Work.opened(job, setup, pretrained) as work:
         work.require_enough(subjects)
         sampled = bool(setup.extractors) or any(METRICS[name].paired for name in setup.metrics)
         each = setup.files.count if setup.files else job.config.samples
@@ -144,6 +150,8 @@ def values(
         same = protocol(
             setup.network_of(name), setup.options.dtype, rows.count, compared.protocol() if compared else size
         )
+        if (labels := drawn(config, subject)) is not None:
+            same["labels"] = labels
         if name == "clip-score":
             same["prompts_digest"] = sha256_json(list(source.prompts() or ()))
         found[name] = {**measured.record(), "n": rows.count, "protocol": same}
@@ -151,6 +159,9 @@ def values(
         found["sampling"] = {
             key: getattr(config, key) for key in ("scheduler", "sampling_steps", "guidance", "seed", "weights")
         }
+        if work.pretrained is not None:
+            role = "domain_guidance" if config.fraction is None else "handover"
+            found["sampling"] |= {role: work.pretrained.manifest.digest, "fraction": config.fraction}
     return found
 
 
@@ -172,7 +183,7 @@ def loss_record(work: Work, number: int, subject: Subject) -> dict[str, Any]:
         "resize_filter": data.resize_filter,
         "weights": config.weights,
         "prediction": diffusion.prediction,
-        "noise_schedule": sha256_json(asdict(diffusion)),
+        "noise_schedule": sha256_json(diffusion.to_dict()),
         **({"text_encoder": config.text_digest} if config.text_digest else {}),
     }
     return {**summary, "n": summary["images"], "protocol": same}
@@ -201,16 +212,23 @@ STAGE = Stage(
     makes="evaluation",
     config=Config,
     reads=lambda config: (
-        None if config.images else Reads("model", ("model", "condensed", "experts", "expert", "samples"), many=True)
+        None
+        if config.images
+        else Reads(
+            "model",
+            ("model", "condensed", "experts", "expert", *MADE),
+            many=True,
+            also=pretrained_reads(config),
+        )
     ),
     plan=plan,
     run=run,
     verdict=verdict,
     locations=(
         *("data", "vae", "reference", "images", "inception", "clip", "dino", "lpips", "features_weights"),
-        "text_encoder",
+        *("text_encoder", *LOCATIONS),
     ),
-    unchanged_at=unchanged("text_digest"),
+    unchanged_at={**unchanged("text_digest"), "labels": None, **UNCHANGED},
     presentation=("format", "fail_if"),
     prints=printed,
     shares_work=True,

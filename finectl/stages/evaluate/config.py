@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from finectl.errors import UsageError
 from finectl.metrics import ALIASES, METRICS
+from finectl.training.pretrained import PretrainedFields
 from finectl.training.settings import DataFields
 from finectl.training.text_settings import TextFields
 
@@ -18,11 +19,13 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
+MADE = ("samples", "bank")
+"""Kinds of artifacts that are images already."""
 CONDITION = re.compile(r"\s*([\w-]+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
 
 
 @dataclass(frozen=True)
-class Config(DataFields, TextFields):
+class Config(DataFields, TextFields, PretrainedFields):
     """The options of `finectl evaluate`; the digests are of what others name, and are found while planning."""
 
     metrics: str | None
@@ -55,6 +58,7 @@ class Config(DataFields, TextFields):
     reference_digest: str = ""
     images_digest: str = ""
     vae_digest: str = ""
+    labels: str | None = None
 
 
 @dataclass(frozen=True)

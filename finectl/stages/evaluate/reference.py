@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from finectl.artifacts.byproduct import find_byproduct, publish_byproduct
+from finectl.artifacts.chunks import CHUNK_IMAGES, Chunks, Shares
 from finectl.artifacts.job import Job
 from finectl.artifacts.store import Artifact
 from finectl.console import Progress
@@ -19,7 +20,7 @@ from finectl.data.files import open_files
 from finectl.data.sources import DataOptions
 from finectl.errors import UsageError
 from finectl.metrics import METRICS
-from finectl.metrics.extraction import Chunks, FeatureExtraction
+from finectl.metrics.extraction import FeatureExtraction
 from finectl.metrics.features import Extractor
 from finectl.metrics.measure import Against
 from finectl.metrics.reference import FILE, KIND, ReferenceInfo
@@ -30,7 +31,6 @@ from finectl.metrics.statistics import save as save_statistics
 from finectl.models.vae import find_recorded, load_vae
 from finectl.stages.evaluate.config import Config
 from finectl.stages.evaluate.setup import Setup, extractor_key, needs_reference
-from finectl.stages.evaluate.sharing import CHUNK_IMAGES, Shares
 from finectl.training.settings import data_options
 
 

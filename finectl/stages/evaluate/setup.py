@@ -9,7 +9,10 @@ from typing import Any
 from finectl.artifacts.lineage import INITIALISING
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import tensor_shapes
+from finectl.data.bank import KIND as BANK
+from finectl.data.bank import LATENTS, bank_info
 from finectl.data.captions import ALL, NONE
+from finectl.data.classes import chosen_labels, parse_labels
 from finectl.data.files import FilesInfo, describe_files
 from finectl.data.sources import DataInfo, DataOptions
 from finectl.errors import InputError, UsageError
@@ -19,7 +22,8 @@ from finectl.metrics.paired import describe_lpips
 from finectl.metrics.reference import ReferenceInfo, describe_reference, require_extractor
 from finectl.models.autoencoder import find_autoencoder
 from finectl.models.io import checkpoints, read_config, require_null_class
-from finectl.stages.evaluate.config import Config, parse_metrics
+from finectl.models.unet_config import is_text_model
+from finectl.stages.evaluate.config import MADE, Config, parse_metrics
 from finectl.training.settings import require_fit, resolve_data
 from finectl.training.text_settings import resolve_text
 
@@ -45,6 +49,7 @@ class Setup:
         vae: What decodes the models' latents.
         files: What `--images` names.
         notes: What was decided by itself.
+        labels: The classes that are drawn in turn; None for all of them.
     """
 
     metrics: tuple[str, ...]
@@ -59,6 +64,7 @@ class Setup:
     vae: dict[str, Any] | None
     files: FilesInfo | None = None
     notes: tuple[str, ...] = field(default=())
+    labels: tuple[int, ...] | None = None
 
     @property
     def networks(self) -> dict[str, ExtractorInfo]:
@@ -77,12 +83,13 @@ class Setup:
             UsageError: the options contradict each other, or a metric is not possible with them.
             InputError: a file, a data set or an artifact is missing, damaged, or does not fit.
         """
-        models = [parent for parent in parents if parent.kind != "samples"]
+        models = [parent for parent in parents if parent.kind not in MADE]
         files = describe_images(config)
         text, text_fields = _text(config, models)
-        data, fields = _data(config, parents, ALL if text else NONE)
+        decoder = _decoder(config, parents)
+        data, fields = _data(config, parents, ALL if text else NONE, decoder)
         data, fields = replace(data, text=text) if data and text else data, {**fields, **text_fields}
-        vae = _models(config, models, data)
+        vae = _models(config, models, data) or decoder
         shape = _shape(parents, vae)
         metrics, notes = _metrics(config, models, shape, with_prompts=text is not None)
         options = FeatureOptions.of(config)
@@ -101,7 +108,12 @@ class Setup:
                 f"--reference {config.reference}: none of the metrics {', '.join(metrics)} is measured against one",
                 fix="leave --reference out, or name such a metric: --metrics fid",
             )
-        return cls(metrics, data, fields, shape, extractors, outputs, lpips, options, reference, vae, files, notes)
+        labels, said = _labels(config, models, data) if sampled else (None, ())
+        return cls(
+            *(metrics, data, fields, shape, extractors, outputs, lpips, options, reference, vae, files),
+            notes=(*notes, *said),
+            labels=labels,
+        )
 
 
 def needs_reference(name: str) -> bool:
@@ -155,20 +167,33 @@ def _text(config: Config, models: Sequence[Artifact]) -> tuple[Any, dict[str, An
     return found[0]
 
 
-def _data(config: Config, parents: Sequence[Artifact], captions: str) -> tuple[DataInfo | None, dict[str, Any]]:
+def _decoder(config: Config, parents: Sequence[Artifact]) -> dict[str, Any] | None:
+    """Return the autoencoder of banks of latents; None where there are none.
+
+    Raises:
+        InputError: it is not at hand.
+    """
+    banks = [(parent, bank_info(parent)) for parent in parents if parent.kind == BANK]
+    found = [find_autoencoder(config.vae, bank, info.channels) for bank, info in banks if info.space == LATENTS]
+    return found[0] if found else None
+
+
+def _data(
+    config: Config, parents: Sequence[Artifact], captions: str, decoder: dict[str, Any] | None
+) -> tuple[DataInfo | None, dict[str, Any]]:
     """Return the data set of the models; None where nothing needs one."""
     loose = {"data": config.data, "image_size": config.image_size}
     loose |= {"resize_filter": config.resize_filter or "bicubic", "skip_bad": bool(config.skip_bad)}
     if config.images is not None and (config.data is None or config.reference is not None):
         return None, loose
-    only_samples = all(parent.kind == "samples" for parent in parents)
+    only_samples = all(parent.kind in MADE for parent in parents)
     if only_samples and config.reference is not None:
         return None, loose
     size = None
     if only_samples and parents and not parents[0].manifest.data.get("vae"):
-        size = _samples_shape(parents[0])[1]
+        size = _made_shape(parents[0], decoder)[1]
     elif not only_samples:
-        size = read_config(next(parent for parent in parents if parent.kind != "samples")).image_size
+        size = read_config(next(parent for parent in parents if parent.kind not in MADE)).image_size
     data, fields = resolve_data(config, parents, size, captions)
     return data, fields if config.images is None else {**fields, "image_size": None}
 
@@ -178,7 +203,8 @@ def _models(config: Config, models: Sequence[Artifact], data: DataInfo | None) -
     found: list[dict[str, Any] | None] = []
     for artifact in models:
         model = read_config(artifact)
-        require_null_class(model, config.guidance)
+        if config.domain_guidance is None:  # else the second model has the null class
+            require_null_class(model, config.guidance)
         if data is not None:
             require_fit(artifact, data)
         trained = artifact.manifest.stage != INITIALISING  # what is not has its last weights only, and they are a point
@@ -195,8 +221,36 @@ def _models(config: Config, models: Sequence[Artifact], data: DataInfo | None) -
     return found[0] if found else None
 
 
-def _samples_shape(artifact: Artifact) -> tuple[int, int]:
-    """Return channels and side of the images of a `samples` artifact."""
+def _labels(
+    config: Config, models: Sequence[Artifact], data: DataInfo | None
+) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+    """Return the classes that models draw in turn, None for all of them, and a note where the data decided it.
+
+    Raises:
+        UsageError: `--labels` names no class, or no model draws any.
+    """
+    classes = [read_config(artifact).num_classes for artifact in models]
+    if config.labels is not None and (not models or config.text_digest or is_text_model(read_config(models[0]))):
+        raise UsageError(f"--labels {config.labels}: no model draws classes", fix="leave --labels out")
+    if not classes or not min(classes):
+        return None, ()
+    if config.labels is not None:
+        labels = tuple(parse_labels(config.labels, min(classes)))
+        return (None if labels == tuple(range(max(classes))) else labels), ()
+    if data is None or not data.whole:
+        return None, ()
+    labels = chosen_labels(data)
+    shown = ",".join(map(str, labels))
+    return labels, (f"the classes of {data.name} are drawn, labels {shown}; --labels names others",)
+
+
+def _made_shape(artifact: Artifact, decoder: dict[str, Any] | None) -> tuple[int, int]:
+    """Return channels and side of images that are there already, those of a bank of latents as they are decoded."""
+    if artifact.kind == BANK:
+        info = bank_info(artifact)
+        if decoder is None or info.space != LATENTS:
+            return info.channels, info.image_size
+        return int(decoder["channels"]), info.image_size * int(decoder["downscale"])
     shape = tensor_shapes(artifact.file(SAMPLES)).get("images", ())
     if len(shape) != 4 or shape[2] != shape[3]:
         raise InputError(f"{artifact.path} has images of shape {shape}", expected="(N, C, H, H)")
@@ -211,8 +265,8 @@ def _shape(parents: Sequence[Artifact], vae: dict[str, Any] | None) -> tuple[int
     """
     shapes = {}
     for artifact in parents:
-        if artifact.kind == "samples":
-            shapes[artifact.path] = _samples_shape(artifact)
+        if artifact.kind in MADE:
+            shapes[artifact.path] = _made_shape(artifact, vae)
         else:
             model = read_config(artifact)
             scale = int(vae["downscale"]) if vae else 1

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finectl.artifacts.job import Job
 from finectl.artifacts.lineage import Ancestry, ancestor_cost, model_chain, stored_bytes, total_cost, trace
 from finectl.artifacts.store import Artifact, Workspace, open_artifact
 from finectl.artifacts.tensors import tensor_shapes
+from finectl.data.bank import KIND as BANK
+from finectl.data.bank import LATENTS, bank_info, open_bank
 from finectl.data.captions import PROMPTS
 from finectl.data.files import open_files
 from finectl.data.sources import DataOptions
 from finectl.errors import FinectlError, InputError
 from finectl.metrics.report import row_names
 from finectl.models.io import checkpoints, read_config, total_parameters
-from finectl.stages.evaluate.config import Config
+from finectl.stages.evaluate.config import MADE, Config
 from finectl.stages.evaluate.setup import SAMPLES, Setup
 from finectl.training.log import NAME as LOG
 from finectl.training.log import read_log
+from finectl.training.pretrained import GUIDE, HANDOVER
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +55,7 @@ class Subject:
     @property
     def is_model(self) -> bool:
         """Whether it makes images when it is asked to."""
-        return self.artifact is not None and self.artifact.kind != "samples"
+        return self.artifact is not None and self.artifact.kind not in MADE
 
 
 def list_subjects(workspace: Workspace, config: Config, parents: Sequence[Artifact]) -> list[Subject]:
@@ -61,7 +64,7 @@ def list_subjects(workspace: Workspace, config: Config, parents: Sequence[Artifa
         return [Subject(config.images.partition(":")[2].rstrip("/").rpartition("/")[2])]
     found: list[Subject] = []
     for name, artifact in zip(row_names([parent.name for parent in parents]), parents, strict=True):
-        if not config.steps_every or artifact.kind == "samples":
+        if not config.steps_every or artifact.kind in MADE:
             found.append(Subject(name, artifact))
             continue
         total = int(total_cost(model_chain(trace(workspace, artifact)))["steps"])
@@ -78,10 +81,14 @@ def count_images(config: Config, setup: Setup, subject: Subject) -> int:
         return setup.files.count
     if subject.artifact is None or subject.is_model:
         return config.samples
+    if subject.artifact.kind == BANK:
+        return min(bank_info(subject.artifact).count, config.samples)
     return min(int(tensor_shapes(subject.artifact.file(SAMPLES))["images"][0]), config.samples)
 
 
-def open_images(config: Config, setup: Setup, subject: Subject, made: Artifact | None) -> Source | None:
+def open_images(
+    config: Config, setup: Setup, subject: Subject, made: Artifact | None, device: torch.device
+) -> Source | None:
     """Return the images of a row that are there already; None when its model has to make them.
 
     Args:
@@ -89,8 +96,9 @@ def open_images(config: Config, setup: Setup, subject: Subject, made: Artifact |
         setup: What they mean.
         subject: The row.
         made: What `find_samples` found.
+        device: Where the latents of a bank are decoded.
     """
-    from finectl.metrics.sources import FileImages, SampledImages
+    from finectl.metrics.sources import DataImages, FileImages, SampledImages
 
     if subject.artifact is None:
         argument = (config.images or "").partition(":")[2]
@@ -98,10 +106,28 @@ def open_images(config: Config, setup: Setup, subject: Subject, made: Artifact |
     if made is None:
         return None
     prompts = tuple(json.loads(made.file(PROMPTS).read_text())) if made.has(PROMPTS) else None
-    return SampledImages(made.file(SAMPLES), count_images(config, setup, subject), prompts)
+    if made.kind != BANK:
+        return SampledImages(made.file(SAMPLES), count_images(config, setup, subject), prompts)
+    from finectl.models.vae import load_vae
+
+    images = open_bank(made)
+    images = replace(images, indices=images.indices[: count_images(config, setup, subject)])
+    decoded = setup.vae if bank_info(made).space == LATENTS else None
+    return DataImages(images, load_vae(decoded["name"], device) if decoded else None, prompts)
 
 
-def find_samples(workspace: Workspace, subject: Subject, config: Config) -> Artifact | None:
+def drawn(config: Config, subject: Subject) -> str | None:
+    """Return the classes of which the images of a row are, where they are some of all, as `--labels` names them."""
+    if subject.artifact is None or subject.is_model:
+        return config.labels if subject.is_model else None
+    manifest = subject.artifact.manifest
+    labels = manifest.config.get("labels")
+    return labels if labels == config.labels or manifest.data.get("whole") else None
+
+
+def find_samples(
+    workspace: Workspace, subject: Subject, config: Config, pretrained: Artifact | None = None
+) -> Artifact | None:
     """Return the images of a row that `finectl sample` made: those that it is, or those of its model.
 
     Of a model they are made under the same options, all that are wanted or more.
@@ -113,15 +139,19 @@ def find_samples(workspace: Workspace, subject: Subject, config: Config) -> Arti
     if not subject.is_model:
         return subject.artifact
     classes = max(read_config(subject.artifact).num_classes, 1)
+    role = HANDOVER if config.handover is not None else GUIDE
+    second = {role: pretrained.manifest.digest} if pretrained is not None else {}
     for path in workspace.paths("samples"):
         try:
             made = open_artifact(path, ["samples"])
         except FinectlError:
             continue
         given = made.manifest.config
-        of_this = [parent.digest for parent in made.manifest.parents] == [subject.artifact.manifest.digest]
+        parents = {parent.role: parent.digest for parent in made.manifest.parents}
+        of_this = parents == {"model": subject.artifact.manifest.digest, **second}
         same = all(given.get(key, "") == getattr(config, key) for key in SAMPLING)
-        in_turn = given.get("labels") == ",".join(map(str, range(classes)))
+        same = same and given.get("fraction") == config.fraction
+        in_turn = given.get("labels") == (config.labels or ",".join(map(str, range(classes))))
         if config.text_digest:  # the held-out captions in turn
             same = same and given.get("text_digest") == config.text_digest
             in_turn = not given.get("prompt") and not given.get("prompts") and made.manifest.data["name"] == config.data
@@ -131,7 +161,12 @@ def find_samples(workspace: Workspace, subject: Subject, config: Config) -> Arti
 
 
 def load_generator(
-    job: Job[Config], setup: Setup, subject: Subject, device: torch.device, prompts: Prompts | None = None
+    job: Job[Config],
+    setup: Setup,
+    subject: Subject,
+    device: torch.device,
+    prompts: Prompts | None = None,
+    pretrained: Artifact | None = None,
 ) -> Generator:
     """Load the model of a row.
 
@@ -155,6 +190,8 @@ def load_generator(
         seed=config.seed,
         dtype=job.execution.dtype,
         prompts=prompts,
+        pretrained=pretrained,
+        fraction=config.fraction,
     )
 
 
@@ -165,7 +202,7 @@ def describe(workspace: Workspace, subject: Subject) -> dict[str, Any]:
         return row
     row["digest"] = subject.artifact.manifest.digest
     ancestry: Any = trace(workspace, subject.artifact)
-    if subject.artifact.kind == "samples":
+    if subject.artifact.kind in MADE:
         ancestry = ancestry.parents[0] if ancestry.parents else None
         if not isinstance(ancestry, Ancestry):  # the model is gone
             return row

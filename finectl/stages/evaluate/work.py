@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finectl.artifacts.chunks import CHUNK_IMAGES, Chunks, Shares
 from finectl.artifacts.files import write_json
 from finectl.artifacts.job import Job
+from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import load_tensors, save_tensors
 from finectl.console import Progress
 from finectl.data.dataset import ImageSet, load
 from finectl.errors import ComputationError, InputError
 from finectl.metrics import METRICS
-from finectl.metrics.extraction import Chunks, FeatureExtraction, Pixels
+from finectl.metrics.extraction import FeatureExtraction, Pixels
 from finectl.metrics.features import EXTRACTORS, Extractor
 from finectl.metrics.heldout_loss import heldout_loss
 from finectl.metrics.measure import LABELS, PAIRED, TEXT, require_enough, require_labels
@@ -29,7 +31,6 @@ from finectl.metrics.sources import FileImages, GeneratedImages, Read, Source
 from finectl.stages.evaluate.config import Config
 from finectl.stages.evaluate.reference import ReferenceWork
 from finectl.stages.evaluate.setup import Setup, extractor_key, needs_reference
-from finectl.stages.evaluate.sharing import CHUNK_IMAGES, Shares
 from finectl.stages.evaluate.subjects import Subject, count_images, find_samples, load_generator, open_images
 from finectl.training.device import arithmetic, resolve_device
 from finectl.training.distributed import join, lost_peers_as_errors
@@ -57,6 +58,7 @@ class Work:
         reference: What the images are compared with.
         shares: How the processes share chunks.
         prompts: The held-out captions, of which models of text generate images.
+        pretrained: A second model, with which images are generated.
     """
 
     job: Job[Config]
@@ -68,10 +70,11 @@ class Work:
     reference: ReferenceWork
     shares: Shares
     prompts: Prompts | None = None
+    pretrained: Artifact | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, job: Job[Config], setup: Setup) -> Iterator[Work]:
+    def opened(cls, job: Job[Config], setup: Setup, pretrained: Artifact | None = None) -> Iterator[Work]:
         """Join the processes, load the networks, and let go of the threads at the end."""
         config, shares = job.config, Shares(job)
         device = resolve_device(job.execution.device, job.world.local_rank)
@@ -91,7 +94,7 @@ class Work:
             heldout = None if heldout is None else captions.of(heldout)
         reference = ReferenceWork(job, setup, networks, device, shares)
         with FeatureExtraction(networks, setup.outputs, job.execution.workers) as extraction:
-            work = cls(job, setup, device, extraction, lpips, heldout, reference, shares, prompts)
+            work = cls(job, setup, device, extraction, lpips, heldout, reference, shares, prompts, pretrained)
             with lost_peers_as_errors(job.world):
                 yield work
 
@@ -103,14 +106,14 @@ class Work:
         """
         lossless = self.heldout is None or not subject.is_model or self.loss_file(number).exists()
         sampled = any(METRICS[name].sampled for name in self.setup.metrics)
-        made = find_samples(self.job.workspace, subject, self.job.config) if sampled else None
-        source = open_images(self.job.config, self.setup, subject, made) if sampled else None
+        made = find_samples(self.job.workspace, subject, self.job.config, self.pretrained) if sampled else None
+        source = open_images(self.job.config, self.setup, subject, made, self.device) if sampled else None
         if not lossless or (sampled and source is None):
-            generator = load_generator(self.job, self.setup, subject, self.device, self.prompts)
+            generator = load_generator(self.job, self.setup, subject, self.device, self.prompts, self.pretrained)
             if not lossless:
                 self._measure_loss(number, subject, generator)
             if sampled and source is None:
-                source = GeneratedImages(generator, self.job.config.samples)
+                source = GeneratedImages(generator, self.job.config.samples, self.setup.labels)
         if subject.is_model and self.heldout is not None:
             progress.advance(len(self.heldout), samples=len(self.heldout))
         if source is None:

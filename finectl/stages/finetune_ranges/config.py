@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from finectl.adapters.projection import add_projections
 from finectl.artifacts.job import Plan
@@ -11,6 +12,8 @@ from finectl.diffusion.ranges import equal_borders, parse_borders
 from finectl.errors import UsageError
 from finectl.models.io import ModelConfig, read_config, total_parameters
 from finectl.models.presets import DiTConfig
+from finectl.training.chain import SAMPLING, SHARE, WEIGHT, Chain, retained_of
+from finectl.training.chain_settings import POWER
 from finectl.training.estimate import BYTES, training_estimate
 from finectl.training.settings import (
     DataFields,
@@ -28,8 +31,18 @@ RANGES = 4
 SMALL = {"steps": 300, "batch_size": 64, "lr": 5e-4, "ema": 0.9999, "warmup_steps": 0}
 PAPER = {"steps": 20_000, "batch_size": 64, "lr": 5e-5}
 REFRESHED = "refreshed"
-LOCATIONS = ("data", "text_encoder")
-UNCHANGED_AT: dict[str, object] = {"teacher": "frozen", **unchanged("text_digest", "caption_dropout")}
+DEME, DIFF_TUNING = "deme", "diff-tuning"
+CONSISTENCY = 1.0
+LOCATIONS = ("data", "text_encoder", "bank")
+UNCHANGED_AT: dict[str, object] = {
+    "teacher": "frozen",
+    "method": DEME,
+    "retention_power": None,
+    "retention_weight": None,
+    "retention_share": None,
+    **unchanged("text_digest", "caption_dropout"),
+}
+OF_RETENTION = ("retention_power", "retention_weight", "retention_share", "bank")
 
 
 @dataclass(frozen=True)
@@ -42,10 +55,15 @@ class Config(DataFields, TrainFields, OptimiserFields, CaptionFields):
     p: float
     coin: str
     antithetic: bool
-    consistency: float
+    consistency: float | None
     projection: str
     only: int | None = None
     teacher: str = "frozen"
+    method: str = DEME
+    retention_power: float | None = None
+    retention_weight: float | None = None
+    retention_share: float | None = None
+    bank: str | None = None
 
 
 def resolve_borders(config: Config, timesteps: int) -> tuple[int, ...]:
@@ -80,6 +98,7 @@ def plan_all(config: Config, base: Artifact) -> Plan[Config]:
         InputError: the data does not fit the model; for one of text, captions or the text encoder are missing.
     """
     model = read_config(base)
+    config = replace(config, **resolve_retention(config, model))
     if config.teacher == REFRESHED and not config.consistency:
         raise UsageError("--teacher refreshed with --consistency 0: there is no teacher", expected="one of them")
     borders = resolve_borders(config, model.diffusion.timesteps)
@@ -95,12 +114,60 @@ def plan_all(config: Config, base: Artifact) -> Plan[Config]:
         only=None,
     )
     settings = settings_of(resolved)
+    chain_of(resolved)  # the batch has room for what is retained
     slug = f"{base.name.rsplit('-', 1)[0]}-r{len(borders) - 1}-t{settings.steps}"
     teacher = model if config.consistency else None
     estimate = training_estimate(expert_config(model, config.projection), settings, teacher=teacher)
     if config.teacher == REFRESHED:  # its state saves the teacher, too
         estimate["disk_bytes"] += BYTES * total_parameters(model)
     return Plan(resolved, slug, data, estimate)
+
+
+def resolve_retention(config: Config, model: ModelConfig) -> dict[str, Any]:
+    """Return the options of the method, resolved: what an expert is held to is the model's predictions or its images.
+
+    Raises:
+        UsageError: an option is given that the method does not use, or the model has no null class to retain under.
+    """
+    if config.method == DEME:
+        for name in OF_RETENTION:
+            if (value := getattr(config, name)) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(
+                    f"{option} {value} with --method {DEME}, which retains no images", fix=f"--method {DIFF_TUNING}"
+                )
+        return {"consistency": CONSISTENCY if config.consistency is None else config.consistency}
+    if config.consistency:
+        raise UsageError(
+            f"--consistency {config.consistency:g} with --method {DIFF_TUNING}, which retains images instead",
+            fix="leave --consistency out",
+        )
+    if model.num_classes and not model.has_null_class:
+        raise UsageError(
+            f"--method {DIFF_TUNING} retains images under no class, and the model has {model.num_classes} classes only",
+            expected="a model with a null class, or without classes",
+            fix=f"--method {DEME}; or, if the last row of its table is the null class, import it again with "
+            "--num-classes",
+        )
+    return {
+        "consistency": 0.0,
+        "retention_power": POWER if config.retention_power is None else config.retention_power,
+        "retention_weight": WEIGHT[SAMPLING] if config.retention_weight is None else config.retention_weight,
+        "retention_share": SHARE if config.retention_share is None else config.retention_share,
+    }
+
+
+def chain_of(config: Config) -> Chain | None:
+    """Return how retained images share a batch under resolved options; None where there are none.
+
+    Raises:
+        UsageError: the batch leaves no image to retain.
+    """
+    if config.retention_share is None or config.retention_power is None or config.retention_weight is None:
+        return None
+    batch = config.batch_size or 0
+    kept = retained_of(batch, config.retention_share)
+    return Chain(batch, kept, retention_power=config.retention_power, weight=config.retention_weight)
 
 
 def borders_of(config: Config) -> tuple[int, ...]:

@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 from finectl.adapters.projection import identity_state
 from finectl.artifacts.job import Execution, Job, Outcome, Plan
 from finectl.artifacts.store import Artifact
+from finectl.data.bank import open_bank, require_bank_of
 from finectl.diffusion.ranges import range_of
-from finectl.errors import UsageError
+from finectl.errors import InputError, UsageError
 from finectl.models.io import build_model, load_weights, read_config, save_model, total_parameters
-from finectl.stages.finetune_ranges.config import REFRESHED, Config, borders_of, expert_config, plan_all
+from finectl.stages.finetune_ranges.config import (
+    DIFF_TUNING,
+    REFRESHED,
+    Config,
+    borders_of,
+    chain_of,
+    expert_config,
+    plan_all,
+)
 from finectl.training.estimate import measure_training
 from finectl.training.settings import TrainSettings, data_options, describe_settings, settings_of
 
@@ -51,8 +60,16 @@ def plan_of_range(common: Plan[Config], index: int) -> Plan[Config]:
 
 
 def plan_expert(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
-    """Resolve the options of one expert, as `plan_all` and `plan_of_range` say."""
-    return plan_of_range(plan_all(config, parents[0]), config.only or 0)
+    """Resolve the options of one expert, as `plan_all` and `plan_of_range` say.
+
+    Raises:
+        InputError: the bank is of another model.
+    """
+    plan = plan_of_range(plan_all(config, parents[0]), config.only or 0)
+    if len(parents) == 1:
+        return plan
+    require_bank_of(parents[1], parents[0])
+    return replace(plan, config=replace(plan.config, bank=str(parents[1].path.absolute())))
 
 
 def expert_settings(config: Config) -> TrainSettings:
@@ -64,10 +81,12 @@ def run_expert(job: Job[Config]) -> Outcome:
     """Fine-tune the model on one range and write its raw and EMA weights."""
     from finectl.data.dataset import load
     from finectl.metrics.heldout_loss import heldout_evaluator
+    from finectl.training.batches import Retained
     from finectl.training.consistency import Consistency
     from finectl.training.device import resolve_device
     from finectl.training.loop import fit
-    from finectl.training.run import Loss, plain_loss
+    from finectl.training.retention import ChainLoss, ChainTimesteps
+    from finectl.training.run import Loss, Timesteps, plain_loss
     from finectl.training.texts import conditioned
     from finectl.training.timesteps import RangeTimesteps
 
@@ -93,6 +112,11 @@ def run_expert(job: Job[Config]) -> Outcome:
     held = load(config.data or "", "heldout", config.image_size, data_options(config, job))
     models = [student, *([loss.teacher] if isinstance(loss, Consistency) else [])]
     train, held = conditioned(job, models, train, held, dropout=config.caption_dropout)
+    timesteps: Timesteps = RangeTimesteps(first, end, config.p, config.coin, config.antithetic)
+    retained, chain = None, chain_of(config)
+    if chain is not None:
+        retained = Retained(open_bank(_bank(job), student.config.num_classes), chain.retained)
+        loss, timesteps = ChainLoss(chain), ChainTimesteps(chain, timesteps)
     trained = fit(
         job,
         student,
@@ -100,7 +124,8 @@ def run_expert(job: Job[Config]) -> Outcome:
         settings,
         heldout=heldout_evaluator(held, device, diffusion=target.diffusion),
         loss=loss,
-        timesteps=RangeTimesteps(first, end, config.p, config.coin, config.antithetic),
+        timesteps=timesteps,
+        retained=retained,
     )
     if isinstance(loss, Consistency):
         loss.require_unchanged()
@@ -110,13 +135,28 @@ def run_expert(job: Job[Config]) -> Outcome:
     return Outcome(metrics={**metrics, "parameters": total_parameters(target)}, cost=trained.cost)
 
 
+def _bank(job: Job[Config]) -> Artifact:
+    """Return the bank of the model.
+
+    Raises:
+        InputError: there is none.
+    """
+    if len(job.parents) == 1:
+        base = job.parents[0].path
+        raise InputError(
+            f"--method {DIFF_TUNING} of {base} needs its bank", expected="--bank ARTIFACT", fix=f"finectl bank {base}"
+        )
+    return job.parents[1]
+
+
 def consistency(config: Config, teacher: Any, *, updates_an_epoch: int) -> Consistency:
     """Return the loss that `--consistency` and `--teacher` ask for."""
     from finectl.training.consistency import Consistency, RefreshedConsistency
 
+    weight = config.consistency or 0.0
     if config.teacher == REFRESHED:
-        return RefreshedConsistency(teacher, config.consistency, updates_an_epoch)
-    return Consistency(teacher, config.consistency)
+        return RefreshedConsistency(teacher, weight, updates_an_epoch)
+    return Consistency(teacher, weight)
 
 
 def measure(plan: Plan[Config], parents: Sequence[Artifact], execution: Execution) -> dict[str, Any]:

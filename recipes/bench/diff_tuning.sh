@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Diff-Tuning against plain fine-tuning, on bundled data: a model of half of the digits' classes is fine-tuned on few images
+# of the other half. Both modes of the coefficients, the bank and the teacher, each parameter-efficient method with and
+# without it, and the ablations, all at equal updates. Of each row: the Fréchet distance and the loss on the target, the loss
+# on the source (what was forgotten), and the EWC distance.
+#
+# usage: bash recipes/bench/diff_tuning.sh
+# All of these are optional:
+#   PARTS="main peft ablation bank power shots"   what to measure
+#   MODEL=dit-nano DEPTH=1 SOURCE=digits#0,1,2,3,4 TARGET=digits#5,6,7,8,9
+#   PRETRAIN=16000 PRETRAIN_LR=2e-3   updates of the pre-trained model, at a rate that falls to 0 along a cosine
+#   SHOTS=5           target images a class
+#   STEPS=3000 LR=1e-3 BATCH=64       fine-tuning, and KEEP=250,500,1000,2000 the updates that curves show
+#   BANK=1000         images of the knowledge bank
+#   SEEDS="0 1 2"     seeds of everything, the pre-trained model and the choice of the shots included
+#   SAMPLES=2000 SAMPLING=20          images a row, and steps of DDIM
+#   RESULTS=DIR       where tables go, by default beside the models
+# FINECTL_WORKSPACE says where the models go. Interrupted, it goes on where it was.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/../setup.sh" plots,peft
+export FINECTL_WORKSPACE=${FINECTL_WORKSPACE:-$(cd "$here/../.." && pwd)/artifacts/bench-diff-tuning} HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+model=${MODEL:-dit-nano} source=${SOURCE:-digits#0,1,2,3,4} target=${TARGET:-digits#5,6,7,8,9} steps=${STEPS:-3000}
+results=${RESULTS:-$FINECTL_WORKSPACE/results}
+tune=(--batch-size "${BATCH:-64}" --ema-power 0.75 --eval-every 0 --quiet)
+
+begin() { rows=() names=(); }
+row() { # NAME COMMAND...: one more row
+    names+=("$1")
+    rows+=("$("${@:2}")")
+    echo "$part, seed $seed: $1" >&2
+}
+finetune() { # OPTIONS...: the pre-trained model on the target
+    finectl finetune "$theta" --data "$target" --shots "${SHOTS:-5}" --steps "$steps" --lr "${LR:-1e-3}" "${tune[@]}" --seed "$seed" "$@"
+}
+full() { finetune --method full "$@"; }
+chain() { finetune --method diff-tuning --bank "$bank" "$@"; }
+teacher() { finetune --method diff-tuning --retention kd "$@"; }
+make_bank() { # SAMPLES STEPS
+    finectl bank "$theta" --samples "$1" --sampling-steps "$2" --seed "$seed" --quiet
+}
+measure() { # on the target, with the same noise for all, and on the source; then the distance of the weights
+    local told=(--metrics loss,frechet,accuracy --samples "${SAMPLES:-2000}" --sampling-steps "${SAMPLING:-20}" --seed 1000 --quiet)
+    local on_target on_source moved=()
+    on_target=$(finectl evaluate "${rows[@]}" --data "$target" "${told[@]}")
+    on_source=$(finectl evaluate "${rows[@]}" --data "$source" --metrics loss --quiet)
+    for path in "${rows[@]}"; do
+        moved+=("$(finectl analyse forgetting "$path" --pretrained "$theta" --source-data "$source" --only ewc --quiet)")
+    done
+    python "$here/diff_tuning_report.py" keep "$results/$part-$seed.json" "$on_target" "$on_source" "${moved[@]}" -- "${names[@]}"
+}
+
+main() {
+    row full full --keep-at "$keep"
+    row "Diff-Tuning" chain --keep-at "$keep"
+    row "Diff-Tuning, retention 1" chain --retention-weight 1 --keep-at "$keep"
+    row "Diff-Tuning, loss weights" chain --coefficients weights
+    row "Diff-Tuning, teacher" teacher
+    row "Diff-Tuning, teacher, loss weights" teacher --coefficients weights
+}
+peft() { # a rate of its own for each method is its default scale of --lr's
+    for method in lora difffit bitfit adaptformer vpt; do
+        row "$method" full --peft "$method" "${few[@]}"
+        row "$method, Diff-Tuning" chain --peft "$method" "${few[@]}"
+    done
+}
+ablation() {
+    row "neither" full
+    row "retention alone" chain --power 0 --retention-power 1
+    row "reconsolidation alone" finetune --method diff-tuning --retention none
+    row "both" chain
+}
+bank() {
+    for count in 50 250 1000; do row "$count images" finetune --method diff-tuning --bank "$(make_bank "$count" 50)"; done
+    for length in 5 20; do row "1000 images of $length steps" finetune --method diff-tuning --bank "$(make_bank 1000 "$length")"; done
+}
+power() {
+    for exponent in 0 0.3 0.5 1 1.5; do row "exponent $exponent" chain --power "$exponent" --retention-power 1; done
+}
+shots() {
+    for count in 2 20 100; do
+        SHOTS=$count row "$count images a class, full" full
+        SHOTS=$count row "$count images a class, Diff-Tuning" chain
+    done
+}
+
+keep=${KEEP:-250,500,1000,2000} few=(--lr "${FEW_LR:-3e-3}")
+for seed in ${SEEDS:-0 1 2}; do
+    theta=$(finectl init --method he --model "$model" --depth "${DEPTH:-1}" --data "$source" --seed "$seed" --quiet |
+        finectl train - --data "$source" --steps "${PRETRAIN:-16000}" --batch-size 64 --lr "${PRETRAIN_LR:-2e-3}" \
+            --lr-schedule cosine --seed "$seed" --eval-every 2000 --quiet)
+    bank=$(make_bank "${BANK:-1000}" 50)
+    for part in ${PARTS:-main peft ablation bank power shots}; do
+        begin
+        "$part"
+        measure
+    done
+done
+python "$here/diff_tuning_report.py" show "$results"

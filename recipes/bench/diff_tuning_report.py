@@ -1,0 +1,100 @@
+"""Keep what diff_tuning.sh measured under the names of its rows; print tables and draw curves over all seeds.
+
+python diff_tuning_report.py keep RESULT TARGET_EVALUATION SOURCE_EVALUATION FORGETTING... -- NAME...
+python diff_tuning_report.py show RESULTS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from deme_report import mean, read
+from timing import say
+
+PLAIN = "full"
+"""The row that others are compared with: the first that is called so, or ends with it, before them."""
+FIRST = {"ablation": "neither"}
+"""Parts in which that row has another name."""
+COLUMNS = (
+    ("frechet", "Fréchet distance", 3, 1),
+    ("accuracy", "accuracy, %", 1, 100),
+    ("loss", "loss, target", 4, 1),
+    ("source_loss", "loss, source", 4, 1),
+    ("ewc", "EWC distance", 4, 1),
+)
+
+
+def keep(result: Path, on_target: Path, on_source: Path, moved: Sequence[Path], names: Sequence[str]) -> None:
+    """Write one row a name: the metrics of both evaluations and the EWC distance.
+
+    A model that kept weights of earlier updates has a row for each of them in an evaluation; these become its `curve`.
+    """
+    target, source = (_json(path) for path in (on_target, on_source))
+    parents = yaml.safe_load((on_target / "manifest.yaml").read_text(encoding="utf-8"))["parents"]
+    models = [Path(parent["path"]).name for parent in parents if parent["role"] == "model"]
+    if not len(models) == len(names) == len(moved):
+        raise SystemExit(f"{on_target} is of {len(models)} models, and there are {len(names)} names")
+    rows = []
+    for name, model, path in zip(names, models, moved, strict=True):
+        of_target, of_source = ([row for row in rows_ if model.startswith(row["name"])] for rows_ in (target, source))
+        rows.append(
+            {
+                "row": name,
+                **{key: of_target[0][key]["value"] for key in ("frechet", "accuracy", "loss")},
+                "source_loss": of_source[0]["loss"]["value"],
+                "ewc": _json(path)["ewc"]["total"],
+            }
+        )
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _json(artifact: Path) -> Any:
+    return json.loads((artifact / "metrics.json").read_text(encoding="utf-8"))
+
+
+def show(results: Path) -> None:
+    """Print one table a part."""
+    for part, seeds in read(results).items():
+        say(f"## {part}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
+        say()
+        table(part, seeds)
+        say()
+
+
+def table(part: str, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Print the rows of a part: means over the seeds, and Fréchet distances as shares of plain tuning's, by seed."""
+    say(f"| {part} | {' | '.join(title for _, title, *_ in COLUMNS)} | distance, % of plain |")
+    say("|---|" + "--:|" * (len(COLUMNS) + 1))
+    for place, first in enumerate(seeds[0]):
+        rows = [seed[place] for seed in seeds]
+        if {row["row"] for row in rows} != {first["row"]}:
+            raise SystemExit(f"the seeds of {part} have other rows")
+        cells = [mean([row[key] * factor for row in rows], digits) for key, _, digits, factor in COLUMNS]
+        plain = [seed[plain_of(part, seed, place)]["frechet"] for seed in seeds]
+        shares = [100 * row["frechet"] / of for row, of in zip(rows, plain, strict=True)]
+        say(f"| {first['row']} | {' | '.join(cells)} | {mean(shares, 0)} |")
+
+
+def plain_of(part: str, rows: Sequence[dict[str, Any]], place: int) -> int:
+    """Return the row that a row is compared with: the last one of plain tuning up to it, or the first of the part."""
+    named = FIRST.get(part, PLAIN)
+    found = [index for index in range(place + 1) if rows[index]["row"].endswith(named)]
+    if part == "peft":
+        return place - place % 2  # each method without Diff-Tuning, then with it
+    return found[-1] if found else 0
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "keep":
+        cut = rest.index("--")
+        result, on_target, on_source, *moved = map(Path, rest[:cut])
+        keep(result, on_target, on_source, moved, rest[cut + 1 :])
+    else:
+        show(Path(rest[0]))

@@ -7,10 +7,10 @@
 # usage: bash recipes/bench/diff_tuning.sh
 # All of these are optional:
 #   PARTS="main peft ablation bank power shots"   what to measure
-#   MODEL=dit-nano DEPTH=1 SOURCE=digits#0,1,2,3,4 TARGET=digits#5,6,7,8,9
-#   PRETRAIN=16000 PRETRAIN_LR=2e-3   updates of the pre-trained model, at a rate that falls to 0 along a cosine
-#   SHOTS=5           target images a class
-#   STEPS=3000 LR=1e-3 BATCH=64       fine-tuning, and KEEP=250,500,1000,2000 the updates that curves show
+#   MODEL=dit-nano DEPTH=2 SOURCE=digits#0,1,2,3,4 TARGET=digits#5,6,7,8,9
+#   PRETRAIN=10000 PRETRAIN_LR=2e-3   updates of the pre-trained model, at a rate that falls to 0 along a cosine
+#   SHOTS=2           target images a class
+#   STEPS=2000 LR=1e-3 BATCH=64       fine-tuning, and KEEP=250,500,1000 the updates that are measured on the way
 #   BANK=1000         images of the knowledge bank
 #   SEEDS="0 1 2"     seeds of everything, the pre-trained model and the choice of the shots included
 #   SAMPLES=2000 SAMPLING=20          images a row, and steps of DDIM
@@ -20,7 +20,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../setup.sh" plots,peft
 export FINECTL_WORKSPACE=${FINECTL_WORKSPACE:-$(cd "$here/../.." && pwd)/artifacts/bench-diff-tuning} HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-model=${MODEL:-dit-nano} source=${SOURCE:-digits#0,1,2,3,4} target=${TARGET:-digits#5,6,7,8,9} steps=${STEPS:-3000}
+model=${MODEL:-dit-nano} source=${SOURCE:-digits#0,1,2,3,4} target=${TARGET:-digits#5,6,7,8,9} steps=${STEPS:-2000}
 results=${RESULTS:-$FINECTL_WORKSPACE/results}
 tune=(--batch-size "${BATCH:-64}" --ema-power 0.75 --eval-every 0 --quiet)
 
@@ -31,7 +31,7 @@ row() { # NAME COMMAND...: one more row
     echo "$part, seed $seed: $1" >&2
 }
 finetune() { # OPTIONS...: the pre-trained model on the target
-    finectl finetune "$theta" --data "$target" --shots "${SHOTS:-5}" --steps "$steps" --lr "${LR:-1e-3}" "${tune[@]}" --seed "$seed" "$@"
+    finectl finetune "$theta" --data "$target" --shots "${SHOTS:-2}" --steps "$steps" --lr "${LR:-1e-3}" "${tune[@]}" --seed "$seed" "$@"
 }
 full() { finetune --method full "$@"; }
 chain() { finetune --method diff-tuning --bank "$bank" "$@"; }
@@ -42,7 +42,7 @@ make_bank() { # SAMPLES STEPS
 measure() { # on the target, with the same noise for all, and on the source; then the distance of the weights
     local told=(--metrics loss,frechet,accuracy --samples "${SAMPLES:-2000}" --sampling-steps "${SAMPLING:-20}" --seed 1000 --quiet)
     local on_target on_source moved=()
-    on_target=$(finectl evaluate "${rows[@]}" --data "$target" "${told[@]}")
+    on_target=$(finectl evaluate "${rows[@]}" --data "$target" "${told[@]}" --steps-every 1)
     on_source=$(finectl evaluate "${rows[@]}" --data "$source" --metrics loss --quiet)
     for path in "${rows[@]}"; do
         moved+=("$(finectl analyse forgetting "$path" --pretrained "$theta" --source-data "$source" --only ewc --quiet)")
@@ -53,41 +53,43 @@ measure() { # on the target, with the same noise for all, and on the source; the
 main() {
     row full full --keep-at "$keep"
     row "Diff-Tuning" chain --keep-at "$keep"
-    row "Diff-Tuning, retention 1" chain --retention-weight 1 --keep-at "$keep"
+    row "Diff-Tuning, retention 0.5" chain --retention-weight 0.5 --keep-at "$keep"
     row "Diff-Tuning, loss weights" chain --coefficients weights
     row "Diff-Tuning, teacher" teacher
+    row "Diff-Tuning, teacher, retention 0.5" teacher --retention-weight 0.5
     row "Diff-Tuning, teacher, loss weights" teacher --coefficients weights
 }
 peft() { # a rate of its own for each method is its default scale of --lr's
     for method in lora difffit bitfit adaptformer vpt; do
         row "$method" full --peft "$method" "${few[@]}"
-        row "$method, Diff-Tuning" chain --peft "$method" "${few[@]}"
+        row "$method, Diff-Tuning" chain --peft "$method" --retention-weight 0.5 "${few[@]}"
     done
 }
-ablation() {
+ablation() { # with the retention weight at which it does most
     row "neither" full
-    row "retention alone" chain --power 0 --retention-power 1
+    row "retention alone" chain --power 0 --retention-power 1 --retention-weight 0.5
+    row "retention alone, at all timesteps" chain --power 0 --retention-weight 0.5
     row "reconsolidation alone" finetune --method diff-tuning --retention none
-    row "both" chain
+    row "both" chain --retention-weight 0.5
 }
 bank() {
-    for count in 50 250 1000; do row "$count images" finetune --method diff-tuning --bank "$(make_bank "$count" 50)"; done
-    for length in 5 20; do row "1000 images of $length steps" finetune --method diff-tuning --bank "$(make_bank 1000 "$length")"; done
+    for count in 50 250 1000; do row "$count images" finetune --method diff-tuning --retention-weight 0.5 --bank "$(make_bank "$count" 50)"; done
+    for length in 5 20; do row "1000 images of $length steps" finetune --method diff-tuning --retention-weight 0.5 --bank "$(make_bank 1000 "$length")"; done
 }
 power() {
-    for exponent in 0 0.3 0.5 1 1.5; do row "exponent $exponent" chain --power "$exponent" --retention-power 1; done
+    for exponent in 0 0.3 0.5 1 1.5; do row "exponent $exponent" chain --power "$exponent" --retention-power 1 --retention-weight 0.5; done
 }
 shots() {
-    for count in 2 20 100; do
+    for count in 5 20 100; do
         SHOTS=$count row "$count images a class, full" full
-        SHOTS=$count row "$count images a class, Diff-Tuning" chain
+        SHOTS=$count row "$count images a class, Diff-Tuning" chain --retention-weight 0.5
     done
 }
 
-keep=${KEEP:-250,500,1000,2000} few=(--lr "${FEW_LR:-3e-3}")
+keep=${KEEP:-250,500,1000} few=(--lr "${FEW_LR:-3e-3}")
 for seed in ${SEEDS:-0 1 2}; do
-    theta=$(finectl init --method he --model "$model" --depth "${DEPTH:-1}" --data "$source" --seed "$seed" --quiet |
-        finectl train - --data "$source" --steps "${PRETRAIN:-16000}" --batch-size 64 --lr "${PRETRAIN_LR:-2e-3}" \
+    theta=$(finectl init --method he --model "$model" --depth "${DEPTH:-2}" --data "$source" --seed "$seed" --quiet |
+        finectl train - --data "$source" --steps "${PRETRAIN:-10000}" --batch-size 64 --lr "${PRETRAIN_LR:-2e-3}" \
             --lr-schedule cosine --seed "$seed" --eval-every 2000 --quiet)
     bank=$(make_bank "${BANK:-1000}" 50)
     for part in ${PARTS:-main peft ablation bank power shots}; do

@@ -41,12 +41,14 @@ def keep(result: Path, on_target: Path, on_source: Path, moved: Sequence[Path], 
         raise SystemExit(f"{on_target} is of {len(models)} models, and there are {len(names)} names")
     rows = []
     for name, model, path in zip(names, models, moved, strict=True):
-        of_target, of_source = ([row for row in rows_ if model.startswith(row["name"])] for rows_ in (target, source))
+        on_its_way = [row for row in target if row["name"] and model.startswith(row["name"])]
+        of_target, of_source = on_its_way[-1], next(row for row in source if model.startswith(row["name"]))
         rows.append(
             {
                 "row": name,
-                **{key: of_target[0][key]["value"] for key in ("frechet", "accuracy", "loss")},
-                "source_loss": of_source[0]["loss"]["value"],
+                **{key: of_target[key]["value"] for key in ("frechet", "accuracy", "loss")},
+                "curve": [row["frechet"]["value"] for row in on_its_way],
+                "source_loss": of_source["loss"]["value"],
                 "ewc": _json(path)["ewc"]["total"],
             }
         )
@@ -69,8 +71,10 @@ def show(results: Path) -> None:
 
 def table(part: str, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
     """Print the rows of a part: means over the seeds, and Fréchet distances as shares of plain tuning's, by seed."""
-    say(f"| {part} | {' | '.join(title for _, title, *_ in COLUMNS)} | distance, % of plain |")
-    say("|---|" + "--:|" * (len(COLUMNS) + 1))
+    curved = any(len(row["curve"]) > 1 for row in seeds[0])
+    heads = [*(title for _, title, *_ in COLUMNS), "distance, % of plain", *(["distance on the way"] if curved else [])]
+    say(f"| {part} | {' | '.join(heads)} |")
+    say("|---|" + "--:|" * len(heads))
     for place, first in enumerate(seeds[0]):
         rows = [seed[place] for seed in seeds]
         if {row["row"] for row in rows} != {first["row"]}:
@@ -78,7 +82,11 @@ def table(part: str, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
         cells = [mean([row[key] * factor for row in rows], digits) for key, _, digits, factor in COLUMNS]
         plain = [seed[plain_of(part, seed, place)]["frechet"] for seed in seeds]
         shares = [100 * row["frechet"] / of for row, of in zip(rows, plain, strict=True)]
-        say(f"| {first['row']} | {' | '.join(cells)} | {mean(shares, 0)} |")
+        cells.append(mean(shares, 0))
+        if curved:
+            way = zip(*(row["curve"][:-1] for row in rows), strict=True)
+            cells.append(", ".join(f"{sum(values) / len(values):.3f}" for values in way))
+        say(f"| {first['row']} | {' | '.join(cells)} |")
 
 
 def plain_of(part: str, rows: Sequence[dict[str, Any]], place: int) -> int:

@@ -272,7 +272,9 @@ def require_images(artifact: Artifact, data: DataInfo) -> None:
     model = read_config(artifact)
     if (data.channels, data.image_size) != (model.channels, model.image_size):
         side, pixels = model.image_size, data.vae is None
-        fix = f"--image-size {side}, or a data set of such images"
+        fix = (
+            f"leave --image-size out; a data set of one size takes a model of its own: finectl init --data {data.name}"
+        )
         if data.channels != model.channels:
             fix = f"a data set of {model.channels} channels, or another model: finectl init --data {data.name}"
             if pixels and works_on_latents(artifact, model.channels):

@@ -189,8 +189,9 @@ def test_peft_saves_what_is_read_back(case: Any, tmp_path: Path) -> None:
     theirs.save_pretrained(str(tmp_path))
     adapted = attach_lora(made(small()), layers)
     load_lora(adapted, layers, read_exported(tmp_path, layers))
+    double = [part.double() for part in inputs()]  # the order of sums differs, and norms make rounding larger
     with torch.no_grad():
-        assert torch.allclose(adapted(*inputs()), theirs(*inputs()), atol=1e-5)
+        assert torch.allclose(adapted.double()(*double), theirs.double()(*double), atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["peft", "diffusers", "kohya"])

@@ -147,6 +147,7 @@ def require_plain(folder: Path, config: UNetConfig) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_cifar_with_foldable_projections_becomes_plain(roomy: Path) -> None:
     base, experts = experts_of("unet-cifar", "foldable", 32, 1)
     require_trained(base, experts, 35_746_307 + 3 * 256**2 + 128**2)

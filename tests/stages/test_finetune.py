@@ -202,8 +202,13 @@ def test_data_of_another_shape(made: tuple[Path, Path], tmp_path: Path) -> None:
     assert "3x8x8 images" in colours.err and "1x8x8, as" in colours.err and "a data set of 1 channels" in colours.err
     larger = ("--data", f"folder:{images_of(tmp_path / 'grey', 2, side=16)}")
     refused = finetune(model, *larger, "--image-size", 16, *ONE, code=EXIT_INPUT)
-    assert "1x16x16 images" in refused.err and "--image-size 8" in refused.err
+    assert "1x16x16 images" in refused.err and "leave --image-size out" in refused.err
     assert planned(model, *larger, *ONE, "--method", "full")["config"]["image_size"] == 8, "the model's size by default"
+    wide = run_cli(
+        "init", "--method", "he", "--model", "dit-nano", "--depth", 1, "--data", "photos", "--image-size", 16
+    )
+    fixed = finetune(wide.path, "--data", "digits", *ONE, "--method", "full", code=EXIT_INPUT)
+    assert "1x8x8 images" in fixed.err and "3x16x16, as" in fixed.err
 
 
 @pytest.mark.parametrize(
@@ -427,6 +432,7 @@ def test_the_papers_settings_on_its_eight_data_sets(workspace: Path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("batch", "retention"), [(1, "none"), (2, "bank")])
 def test_one_step_of_dit_xl(batch: int, retention: str, workspace: Path, capfd: Any) -> None:
     """DiT-XL/2 at 256 tokens with a learned variance, in less than 24 GiB: without retained images, and with one."""

@@ -38,7 +38,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     base, model = parents[0], read_config(parents[0])
     config, peft = replace(config, **resolve_chain(config)), peft_of(config)
     require_peft(model, peft)
-    data, fields = resolve_captioned(config, parents, model, model.image_size)
+    data, fields = _data_of(config, parents, model)
     require_images(base, data)
     _require_teacher(config, base, model)
     if len(parents) > 1:
@@ -69,6 +69,16 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         summary={**described, **estimate},
         notes=(f"fine-tuning on {data.name}: {describe_settings(settings)}", *_notes(described, data)),
     )
+
+
+def _data_of(config: Config, parents: Sequence[Artifact], model: ModelConfig) -> tuple[DataInfo, dict[str, Any]]:
+    """Describe the data at the model's size, and where they have another one only, at that."""
+    try:
+        return resolve_captioned(config, parents, model, model.image_size)
+    except UsageError:
+        if config.image_size is not None:
+            raise
+        return resolve_captioned(config, parents, model)
 
 
 def student_config(config: Config, model: ModelConfig, classes: int) -> ModelConfig:

@@ -98,7 +98,8 @@ def test_a_sketch_draws_dark_lines_white_and_nothing_on_a_flat_image() -> None:
     lines = extractor(image)[0, 0]
     assert lines[:, 16].float().mean() > 150 and lines[:, :10].float().mean() < 10
     image[..., 16] = 190
-    assert len(extractor(image).unique()) > 2, "the lines are not soft"
+    faint = extractor(image)[0, 0]
+    assert 0 < faint[:, 16].float().mean() < lines[:, 16].float().mean(), "a fainter line is not drawn fainter"
 
 
 def test_depth_spans_the_range_and_normals_are_those_of_a_slope(depth_network: Path) -> None:

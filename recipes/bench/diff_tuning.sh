@@ -41,13 +41,19 @@ make_bank() { # SAMPLES STEPS
 }
 measure() { # on the target, with the same noise for all, and on the source; then the distance of the weights
     local told=(--metrics loss,frechet,accuracy --samples "${SAMPLES:-2000}" --sampling-steps "${SAMPLING:-20}" --seed 1000 --quiet)
-    local on_target on_source moved=()
-    on_target=$(finectl evaluate "${rows[@]}" --data "$target" "${told[@]}" --steps-every 1)
+    local on_target on_source on_the_way=- kept=() moved=()
+    on_target=$(finectl evaluate "${rows[@]}" --data "$target" "${told[@]}")
     on_source=$(finectl evaluate "${rows[@]}" --data "$source" --metrics loss --quiet)
+    for path in "${rows[@]}"; do
+        if [ -d "$path/checkpoints" ]; then kept+=("$path"); fi
+    done
+    if [ "${#kept[@]}" != 0 ]; then
+        on_the_way=$(finectl evaluate "${kept[@]}" --data "$target" "${told[@]}" --steps-every 1)
+    fi
     for path in "${rows[@]}"; do
         moved+=("$(finectl analyse forgetting "$path" --pretrained "$theta" --source-data "$source" --only ewc --quiet)")
     done
-    python "$here/diff_tuning_report.py" keep "$results/$part-$seed.json" "$on_target" "$on_source" "${moved[@]}" -- "${names[@]}"
+    python "$here/diff_tuning_report.py" keep "$results/$part-$seed.json" "$on_target" "$on_source" "$on_the_way" "${moved[@]}" -- "${names[@]}"
 }
 
 main() {

@@ -1,6 +1,8 @@
 """Keep what diff_tuning.sh measured under the names of its rows; print tables and draw curves over all seeds.
 
-python diff_tuning_report.py keep RESULT TARGET_EVALUATION SOURCE_EVALUATION FORGETTING... -- NAME...
+python diff_tuning_report.py keep RESULT ON_TARGET ON_SOURCE ON_THE_WAY FORGETTING... -- NAME...
+
+ON_THE_WAY is an evaluation of the rows that kept weights of earlier updates, or - where none did.
 python diff_tuning_report.py show RESULTS
 """
 
@@ -29,31 +31,33 @@ COLUMNS = (
 )
 
 
-def keep(result: Path, on_target: Path, on_source: Path, moved: Sequence[Path], names: Sequence[str]) -> None:
-    """Write one row a name: the metrics of both evaluations and the EWC distance.
-
-    A model that kept weights of earlier updates has a row for each of them in an evaluation; these become its `curve`.
-    """
-    target, source = (_json(path) for path in (on_target, on_source))
-    parents = yaml.safe_load((on_target / "manifest.yaml").read_text(encoding="utf-8"))["parents"]
-    models = [Path(parent["path"]).name for parent in parents if parent["role"] == "model"]
-    if not len(models) == len(names) == len(moved):
-        raise SystemExit(f"{on_target} is of {len(models)} models, and there are {len(names)} names")
+def keep(result: Path, evaluations: Sequence[Path], moved: Sequence[Path], names: Sequence[str]) -> None:
+    """Write one row a name: the metrics of the evaluations and the EWC distance; distances on the way as `curve`."""
+    on_target, on_source, on_the_way = evaluations
+    digests = _models(on_target)
+    target, source = ({row["digest"]: row for row in _json(path)} for path in (on_target, on_source))
+    kept = [] if str(on_the_way) == "-" else _json(on_the_way)
+    if not len(digests) == len(names) == len(moved):
+        raise SystemExit(f"{on_target} is of {len(digests)} models, and there are {len(names)} names")
     rows = []
-    for name, model, path in zip(names, models, moved, strict=True):
-        on_its_way = [row for row in target if row["name"] and model.startswith(row["name"])]
-        of_target, of_source = on_its_way[-1], next(row for row in source if model.startswith(row["name"]))
+    for name, digest, path in zip(names, digests, moved, strict=True):
         rows.append(
             {
                 "row": name,
-                **{key: of_target[key]["value"] for key in ("frechet", "accuracy", "loss")},
-                "curve": [row["frechet"]["value"] for row in on_its_way],
-                "source_loss": of_source["loss"]["value"],
+                **{key: target[digest][key]["value"] for key in ("frechet", "accuracy", "loss")},
+                "curve": [row["frechet"]["value"] for row in kept if row["digest"] == digest],
+                "source_loss": source[digest]["loss"]["value"],
                 "ewc": _json(path)["ewc"]["total"],
             }
         )
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _models(evaluation: Path) -> list[str]:
+    """Return the digests of the models that an evaluation is of, in their order."""
+    manifest = yaml.safe_load((evaluation / "manifest.yaml").read_text(encoding="utf-8"))
+    return [parent["digest"] for parent in manifest["parents"] if parent["role"] == "model"]
 
 
 def _json(artifact: Path) -> Any:
@@ -102,7 +106,7 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "keep":
         cut = rest.index("--")
-        result, on_target, on_source, *moved = map(Path, rest[:cut])
-        keep(result, on_target, on_source, moved, rest[cut + 1 :])
+        result, *paths = map(Path, rest[:cut])
+        keep(result, paths[:3], paths[3:], rest[cut + 1 :])
     else:
         show(Path(rest[0]))

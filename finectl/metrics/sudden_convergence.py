@@ -8,7 +8,8 @@ rule, on the dissimilarity of control and result against updates (lower is bette
 2. The noise is the median of |v_i - v_(i-1)| over 0.6745 sqrt(2): the standard deviation of one value, were all
    changes noise; a single fall hardly moves a median. A drop of at most 5 times the noise is none. So a straight
    decline is not sudden either: it counts 3.5.
-3. The threshold is the midpoint between the mean of v_0..v_(k-1) and that of v_k..v_(n-1).
+3. The threshold is the midpoint between the mean of v_0..v_(k-1) and that of v_k..v_(n-1). Where the second is not a
+   tenth below the first, there is no drop: curves wander by some percent, more slowly than noise does.
 4. The curve is smoothed: each value becomes the mean of itself and of the one on either side, where there is one.
 5. The step is the first one from which on the smoothed curve stays below the threshold to its end.
 
@@ -29,6 +30,8 @@ SMOOTHED = 3
 LEAST = 4
 """Values without which there is no telling a drop from noise."""
 DROPS_OVER_NOISE = 5.0
+LEAST_SHARE = 0.1
+"""Of the mean before a drop: what it falls by at least."""
 NORMAL_MEDIAN = 0.6745
 """Median of the absolute value of a standard normal number."""
 
@@ -72,6 +75,8 @@ def sudden_convergence(curve: Sequence[tuple[int, float]]) -> SuddenConvergence 
     if _drop(values, at) <= DROPS_OVER_NOISE * noise:
         return None
     before, after = statistics.fmean(values[:at]), statistics.fmean(values[at:])
+    if before - after < LEAST_SHARE * abs(before):
+        return None
     threshold = (before + after) / 2
     below = [value < threshold for value in smoothed(values)]
     if not below[-1]:

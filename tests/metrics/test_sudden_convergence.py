@@ -51,6 +51,32 @@ def test_a_rise_few_values_and_a_flat_curve_are_none() -> None:
     assert sudden_convergence(curve([1.0] * 10)) is None
 
 
+def test_a_fall_by_some_percent_is_wandering() -> None:
+    assert sudden_convergence(curve([1.0] * 8 + [0.92] * 8)) is None
+    found = sudden_convergence(curve([1.0] * 8 + [0.88] * 8))
+    assert found is not None and found.step == 800
+    # Measured: the number of edges had come to be right, their places had not.
+    wandering = [
+        0.447,
+        0.447,
+        0.454,
+        0.452,
+        0.450,
+        0.444,
+        0.446,
+        0.438,
+        0.440,
+        0.445,
+        0.429,
+        0.429,
+        0.432,
+        0.439,
+        0.439,
+    ]
+    wandering += [0.435, 0.439, 0.444, 0.445, 0.436, 0.424, 0.426, 0.426, 0.423, 0.422, 0.434, 0.427, 0.425, 0.424]
+    assert sudden_convergence(curve(wandering, 50)) is None
+
+
 def test_the_first_value_may_be_the_only_one_before_the_fall() -> None:
     found = sudden_convergence(curve([4.0] + [2.0] * 8))
     assert found is not None and found.drop_at == 100 and found.before == 4.0

@@ -156,6 +156,7 @@ def test_replacing_an_artifact_keeps_the_old_or_the_new_one(fast_disk: Path, kin
     assert failed > 20 and found == {"old", "new"}
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_second_run_too_is_survived(fast_disk: Path) -> None:
     """Dying while recovering from dying, at every pair of a coarse grid."""
     for first in range(3, 60, 7):

@@ -277,6 +277,7 @@ def test_models_around_a_base(family: Family) -> None:
     assert found["gradients"]["within"] is None and found["activations"]["models"][0]["range"] == [0, 1000]
 
 
+@pytest.mark.slow
 def test_a_unet_is_looked_at_by_its_own_blocks(tmp_path: Path) -> None:
     place = ("--workspace", tmp_path)
     start = run_cli("init", "--method", "he", "--model", "unet-nano", *place).path

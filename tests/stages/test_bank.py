@@ -333,6 +333,7 @@ def test_a_small_bank_is_made_where_there_is_none(model: Path, workspace: Path, 
     assert bank_for(called(bank_samples=12), ours) == path
 
 
+@pytest.mark.slow
 def test_all_processes_of_a_command_make_the_bank_that_it_wants(model: Path, tmp_path: Path) -> None:
     script = tmp_path / "command.py"
     script.write_text(

@@ -188,7 +188,8 @@ def saved_step(workspace: Path) -> int:
     return 0
 
 
-@pytest.mark.parametrize("step", [8, 26])  # in the distillation, and in the training after it
+# In the distillation, and in the training after it.
+@pytest.mark.parametrize("step", [pytest.param(8, marks=pytest.mark.slow), 26])
 def test_killed_and_run_again(chain: Any, fast_disk: Path, step: int) -> None:
     import subprocess
     import time

@@ -164,6 +164,7 @@ def test_interrupted_between_two_measurements(model: Path, workspace: Path, monk
     assert len(tables(workspace)) == 1
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_run_again(model: Path, workspace: Path, tmp_path: Path) -> None:
     """The last model and the table are those of a run that nothing disturbs."""
     command = ("finetune", model, *SETS, "--method", "diff-tuning", "--bank-samples", 6, *MEASURED, "--metrics", "loss")

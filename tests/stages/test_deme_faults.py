@@ -117,6 +117,7 @@ def test_killed_before_and_after_every_candidate(family: Family, unbroken: Calla
     assert len(measured(made.path / "search.jsonl")) == MEASUREMENTS
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_candidate(family: Family, unbroken: Callable[..., Path]) -> None:
     options = ("--search-samples", 24, "--sampling-steps", 3, "--grid-step", 0.25, "--search", "surrogate")
     process = subprocess.Popen(

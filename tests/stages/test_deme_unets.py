@@ -157,6 +157,7 @@ def test_cifar_with_foldable_projections_becomes_plain(roomy: Path) -> None:
     assert fold_difference(config, load_weights(merged, "ema")) < EXACT
 
 
+@pytest.mark.slow
 def test_an_imported_unet_of_lsun_s_blocks_becomes_plain(workspace: Path, tmp_path: Path) -> None:
     from diffusers import UNet2DModel
 

@@ -265,7 +265,7 @@ def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> Non
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_run_again(number: signal.Signals, vae: Path, workspace: Path, fast_disk: Path) -> None:
     arguments = ("encode", "--data", "digits", "--vae", vae, *SLOW)
     process = subprocess.Popen(

@@ -124,6 +124,7 @@ def test_lora_goes_with_checkpointing_and_parts_of_a_batch(made: tuple[Path, dic
     assert all(torch.allclose(value, other[name], atol=2e-5) for name, value in plain.items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_lora_is_compiled(made: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     counters = torch._dynamo.utils.counters

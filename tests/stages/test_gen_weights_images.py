@@ -59,6 +59,7 @@ def parts(collection: Artifact) -> tuple[LabelledBlocks, ImageLoss, Collection, 
     return model, loss, train, NoiseSchedule.of(network.config)
 
 
+@pytest.mark.slow
 def test_a_network_learns_from_images_alone(collection: Artifact) -> None:
     model, loss, train, schedule = parts(collection)
     judge = Judge(loss.codec, schedule, train.prompts, loss.codec.normaliser.normalise(train.means))

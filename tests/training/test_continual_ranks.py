@@ -29,6 +29,7 @@ def model(workspace: Path) -> Path:
     return run_cli("init", "--method", "he", "--model", "dit-nano", "--depth", 1, "--data", "digits#0,1").path
 
 
+@pytest.mark.slow
 def test_two_processes_share_every_step(pair: Pair, model: Path, workspace: Path, tmp_path: Path) -> None:
     lead, follow = pair("finetune", model, *SETS, *FEW, workspace=workspace)
     assert (follow.code, follow.out, follow.err) == (0, "", ""), "one process writes and prints"

@@ -57,6 +57,7 @@ def test_all_metrics_of_a_folder(network: Path, tmp_path: Path, workspace: Path)
         assert other[name]["value"] == pytest.approx(row[name]["value"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_set_against_itself_and_the_other_way_to_resize(network: Path, tmp_path: Path, workspace: Path) -> None:
     made = pictures(tmp_path / "made", 8, 0)
     names = "fid,precision,recall,coverage"

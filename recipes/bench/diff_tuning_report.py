@@ -27,7 +27,7 @@ COLUMNS = (
     ("accuracy", "accuracy, %", 1, 100),
     ("loss", "loss, target", 4, 1),
     ("source_loss", "loss, source", 4, 1),
-    ("ewc", "EWC distance", 4, 1),
+    ("ewc", "EWC distance, 1e-4", 1, 1e4),
 )
 
 

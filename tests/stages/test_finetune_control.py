@@ -151,6 +151,7 @@ def test_options_that_do_not_go_together_are_refused(here: dict[str, Path], tmp_
     for arguments, said in (
         ((*control, "edge", "--flip"), "mirrors images"),
         ((*control, "edge", "--peft", "lora"), "--peft lora with --control"),
+        ((*control, "edge", "--shots", 3), "--shots 3 with --control"),
         ((*control, "edge", "--bank-control", "empty"), "there is no bank"),
         ((*control, "edge", "--control-images", tmp_path), "which is measured"),
         ((*control, "edge", "--control-model", tmp_path), "needs none"),

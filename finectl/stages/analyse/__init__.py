@@ -9,11 +9,12 @@ Reference: DeMe, arXiv 2410.06664, sections 3.2, 5, 8 and 12.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from finectl.artifacts.files import read_json_object, write_json
+from finectl.artifacts.analyses import kept, parse_only
+from finectl.artifacts.files import write_json
 from finectl.artifacts.job import InheritedData, Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
 from finectl.data.sources import DataInfo
@@ -31,7 +32,6 @@ from finectl.stages.analyse.config import (
     OF_PAIRS,
     Config,
     neutral,
-    parse_only,
     parse_plane,
 )
 from finectl.training.settings import require_fit
@@ -77,7 +77,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         InputError: the models are not of one architecture, the base is gone, or the data does not fit them.
     """
     parts, merged = parts_of(config, parents)
-    asked = parse_only(config.only) if config.only is not None else None
+    asked = parse_only(config.only, ANALYSES) if config.only is not None else None
     wanted, notes = require_pairs(asked, parts)
     data: Any = InheritedData.of(parents[0])
     fields: dict[str, Any] = {}
@@ -170,14 +170,6 @@ def run(job: Job[Config]) -> Outcome:
     write_json(job.directory / METRICS, {"models": list(parts.names), **found})
     write_report(job, parts.names, found)
     return Outcome(metrics={"models": list(parts.names), **summary(found)})
-
-
-def kept(job: Job[Config], name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return an analysis that an interrupted run has made already, or make it and keep it."""
-    file = job.state / f"{name}.json"
-    if not file.is_file():
-        write_json(file, compute())
-    return read_json_object(file)
 
 
 def analyse(name: str, setting: Any, merged: Artifact | None) -> dict[str, Any]:

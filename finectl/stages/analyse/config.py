@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finectl.errors import UsageError
-from finectl.registry import nearest
 from finectl.training.settings import DataFields
 from finectl.training.text_settings import TextFields
 
@@ -54,22 +53,6 @@ class Config(DataFields, TextFields):
     def needs_data(self) -> bool:
         """Whether images are read."""
         return any(name in OF_DATA for name in self.chosen)
-
-
-def parse_only(text: str) -> tuple[str, ...]:
-    """Return the analyses of `--only`, in their own order.
-
-    Raises:
-        UsageError: one is none.
-    """
-    names = [part.strip() for part in text.split(",")]
-    for name in names:
-        if name not in ANALYSES:
-            raise UsageError(
-                f"--only {text!r}: there is no analysis {name!r}{nearest(name, list(ANALYSES))}",
-                expected=f"some of: {', '.join(ANALYSES)}",
-            )
-    return tuple(name for name in ANALYSES if name in names)
 
 
 def parse_plane(text: str, names: Sequence[str]) -> tuple[int, int]:

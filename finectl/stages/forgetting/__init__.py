@@ -10,11 +10,12 @@ Reference: Diff-Tuning, arXiv 2406.00773 (chain of forgetting); Kirkpatrick et a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from finectl.artifacts.files import read_json_object, write_json
+from finectl.artifacts.analyses import kept, parse_only
+from finectl.artifacts.files import write_json
 from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.store import Artifact
 from finectl.data.bank import KIND as BANK_KIND
@@ -24,7 +25,7 @@ from finectl.errors import UsageError
 from finectl.metrics.objective import Objective
 from finectl.models.autoencoder import find_autoencoder
 from finectl.models.io import read_config, require_sampling, total_parameters
-from finectl.stages.forgetting.config import ANALYSES, CHAIN, EWC, LOSS, Config, neutral, parse_only
+from finectl.stages.forgetting.config import ANALYSES, CHAIN, EWC, LOSS, Config, neutral
 from finectl.stages.forgetting.subjects import Subjects, describe_metric, require_comparable
 
 METRICS_FILE = "metrics.json"
@@ -51,7 +52,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         UsageError: an analysis or a metric is none, or is not possible of these models.
         InputError: the models, the bank and the data do not go together.
     """
-    asked = parse_only(config.only) if config.only is not None else None
+    asked = parse_only(config.only, ANALYSES) if config.only is not None else None
     subjects = Subjects.of(config, parents)
     wanted, notes = possible(asked, subjects)
     fields: dict[str, Any] = dict(subjects.fields)
@@ -162,14 +163,6 @@ def run(job: Job[Config]) -> Outcome:
     write_json(job.directory / METRICS_FILE, {**models, **found})
     write_report(job, found)
     return Outcome(metrics={**models, **summary(found)})
-
-
-def kept(job: Job[Config], name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return an analysis that an interrupted run has made already, or make it and keep it."""
-    file = job.state / f"{name}.json"
-    if not file.is_file():
-        write_json(file, compute())
-    return read_json_object(file)
 
 
 def analyse(name: str, setting: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finectl.errors import UsageError
-from finectl.registry import nearest
 from finectl.training.settings import DataFields
 
 CHAIN, EWC, LOSS = "chain", "ewc", "loss"
@@ -86,22 +85,6 @@ class Config(DataFields):
     def shares(self) -> tuple[float, ...]:
         """The shares of the steps that are handed over, in ascending order."""
         return parse_fractions(self.fractions)
-
-
-def parse_only(text: str) -> tuple[str, ...]:
-    """Return the analyses of `--only`, in their own order.
-
-    Raises:
-        UsageError: one is none.
-    """
-    names = [part.strip() for part in text.split(",")]
-    for name in names:
-        if name not in ANALYSES:
-            raise UsageError(
-                f"--only {text!r}: there is no analysis {name!r}{nearest(name, list(ANALYSES))}",
-                expected=f"some of: {', '.join(ANALYSES)}",
-            )
-    return tuple(name for name in ANALYSES if name in names)
 
 
 def parse_fractions(text: str) -> tuple[float, ...]:

@@ -6,12 +6,8 @@ the encoder and on the texts alone, so that every stage that reads the same data
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +16,13 @@ from torch import Tensor, nn
 from finectl.artifacts.cache import cache_root
 from finectl.artifacts.files import sha256_json
 from finectl.artifacts.job import Job
-from finectl.artifacts.tensors import METADATA_KEY, check_header, read_header, read_metadata
 from finectl.console import Console
-from finectl.data.cache import locked, no_room, refused_by_disk
 from finectl.data.captions import captions_of
 from finectl.data.dataset import ImageSet
 from finectl.data.mapped import MappedRows
+from finectl.data.row_file import RowFile
 from finectl.data.sources import DataInfo, DataOptions
-from finectl.errors import ComputationError, InputError
+from finectl.errors import ComputationError
 from finectl.models.text import load_text
 from finectl.models.unet import condition
 from finectl.training.device import resolve_device
@@ -37,7 +32,6 @@ VERSION = 1
 NAME = "texts.safetensors"
 TENSOR = "tokens"
 BATCH = 64
-PAGE = 4096  # room for the header, which is written last
 WHOLE_BYTES = 512 << 20
 """A table up to this size is held on the device as a whole."""
 
@@ -127,96 +121,39 @@ def open_table(
     """
     named = (*sorted({*texts} - {""}), "")
     key = sha256_json([VERSION, record["digest"], list(named)])[:32]
-    path = cache_root() / "texts" / key / NAME
-    table = _opened(path, named, record)
-    if table is not None:
-        return table
+    shape = len(named), int(record["length"]), int(record["width"])
+    file = RowFile(cache_root() / "texts" / key / NAME, TENSOR, "float16", shape, ("encoder", record["digest"]))
     console = console or Console()
-    said: list[str] = []
-
-    def waiting() -> None:
-        if not said:
-            said.append("waiting for another process that encodes these texts")
-            console.note(said[0])
-        if check is not None:
-            check()
-
-    with locked(f"texts-{key}", waiting):
-        table = _opened(path, named, record)
-        if table is None:
-            _encode(path, named, record, device, console, check)
-            table = _opened(path, named, record)
-    if table is None:
-        raise InputError(f"{path} was changed while it was read", fix="run the same command again")
-    return table
+    check = check or _never
+    rows = file.made(
+        lambda done: _encoded(named, done, record, device, console, check), BATCH, "encodes these texts", console, check
+    )
+    return TextTable(named, rows)
 
 
-def _shape(texts: Sequence[str], record: Mapping[str, Any]) -> tuple[int, int, int]:
-    return len(texts), int(record["length"]), int(record["width"])
+def _never() -> None:
+    """Go on, whatever comes."""
 
 
-def _opened(path: Path, texts: tuple[str, ...], record: Mapping[str, Any]) -> TextTable | None:
-    """Open the file of a table; None when it is not there, or not whole."""
-    shape = _shape(texts, record)
-    try:
-        check_header(path)
-        header = read_header(path)
-        found = header[TENSOR]["dtype"], tuple(header[TENSOR]["shape"]), header[TENSOR]["data_offsets"][0]
-        if found != ("F16", shape, 0) or read_metadata(path)["encoder"] != record["digest"]:
-            return None
-        return TextTable(texts, MappedRows(path, int(header["__data_start__"]), shape[0], shape[1:], "float16"))
-    except (InputError, OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _encode(
-    path: Path,
+def _encoded(
     texts: tuple[str, ...],
+    done: int,
     record: Mapping[str, Any],
     device: torch.device,
     console: Console,
-    check: Callable[[], None] | None,
-) -> None:
-    """Write the file of a table batch by batch, after those batches that are there; the lock is held."""
-    count, length, width = _shape(texts, record)
-    row_bytes = 2 * length * width
-    part = path.with_name(f".{NAME}.{socket.gethostname()}")
-    with refused_by_disk(part):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = max(0, part.stat().st_size - PAGE) if part.exists() else 0
-        done = held // (row_bytes * BATCH) * BATCH
-        free = os.statvfs(path.parent)
-        if free.f_bavail * free.f_frsize < PAGE + row_bytes * (count - done):
-            raise no_room(part, PAGE + row_bytes * (count - done))
-        stream = part.open("r+b" if part.exists() else "w+b")
-    with stream, console.progress("encoding texts", count, unit="text", done=done) as progress:
+    check: Callable[[], None],
+) -> Iterator[Tensor]:
+    """Give the vectors of texts from `done` on, batch by batch, float16 (n, S, E) on the CPU."""
+    with console.progress("encoding texts", len(texts), unit="text", done=done) as progress:
         encoder = load_text(record, device)
-        with refused_by_disk(part):
-            stream.truncate(PAGE + row_bytes * done)
-            stream.seek(PAGE + row_bytes * done)
-        for first in range(done, count, BATCH):
-            if check is not None:
-                check()
+        for first in range(done, len(texts), BATCH):
+            check()
             some = texts[first : first + BATCH]
             tokens = encoder.encode(some)[0].to("cpu", torch.float16)
             if not bool(torch.isfinite(tokens).all()):
                 raise ComputationError(f"a text's vectors are not finite in float16, such as that of {some[0][:80]!r}")
-            with refused_by_disk(part):
-                stream.write(tokens.contiguous().numpy().tobytes())
-                stream.flush()
-                os.fsync(stream.fileno())
+            yield tokens
             progress.advance(len(some), samples=len(some))
-        header: dict[str, Any] = {
-            "__metadata__": {METADATA_KEY: json.dumps({"encoder": record["digest"]})},
-            TENSOR: {"dtype": "F16", "shape": [count, length, width], "data_offsets": [0, count * row_bytes]},
-        }
-        with refused_by_disk(part):
-            stream.seek(0)
-            stream.write((PAGE - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(PAGE - 8))
-            stream.flush()
-            os.fsync(stream.fileno())
-    with refused_by_disk(path):
-        os.replace(part, path)
 
 
 @dataclass(frozen=True, eq=False)

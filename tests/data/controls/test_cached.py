@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from finectl.console import Console
-from finectl.data.controls.cached import BATCH, PAGE, MapsFile, open_maps
+from finectl.data.controls.cached import BATCH, MapsFile, open_maps
 from finectl.data.mapped import MappedRows
+from finectl.data.row_file import PAGE
 
 COUNT = 2 * BATCH + 3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,34 @@ from finectl.diffusion.schedule import NoiseSchedule, at_images
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 HALF_STEP = 1 / 255
+
+
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Images of a batch, and what was drawn for them.
+
+    Args:
+        x0: (b, C, H, W), in [-1, 1].
+        y: (b,), int64 labels.
+        t: (b,), int64 timesteps.
+        noise: (b, C, H, W), standard normal.
+        slots: The images' place in the global batch; None where they are the whole batch.
+    """
+
+    x0: Tensor
+    y: Tensor
+    t: Tensor
+    noise: Tensor
+    slots: slice | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x0, y, t and noise, in the order of `denoising_loss`."""
+        return self.x0, self.y, self.t, self.noise
+
+    def at(self, schedule: NoiseSchedule) -> Tensor:
+        """Return the noisy images, (b, C, H, W)."""
+        return schedule.add_noise(self.x0, self.noise, self.t)
 
 
 def denoising_loss(

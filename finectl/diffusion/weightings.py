@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from finectl.diffusion.losses import Denoiser, denoising_loss
+from finectl.diffusion.losses import Denoiser, Noised, denoising_loss
 from finectl.diffusion.schedule import NoiseSchedule
 
 UNIFORM = "uniform"
@@ -72,17 +72,7 @@ class WeightedLoss:
     def __init__(self, name: str, schedule: NoiseSchedule, normalise: bool = False) -> None:
         self.weights = weights(name, schedule, normalise)
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
         """Return each image's loss, (B,), float32, as `finectl.training.run.Loss` says."""
-        return denoising_loss(model, schedule, x0, y, t, noise, weight=self.weights.to(t.device)[t].float())
+        weight = self.weights.to(batch.t.device)[batch.t].float()
+        return denoising_loss(model, schedule, *batch.tensors, weight=weight)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finectl.diffusion.losses import Denoiser
+from finectl.diffusion.losses import Denoiser, Noised
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.errors import InputError
@@ -43,23 +43,12 @@ class Imitation:
     def __init__(self, teacher: DiT) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
         """Return (B,), as `finectl.training.run.Loss` says."""
-        x_t = schedule.add_noise(x0, noise, t)
+        x_t = batch.at(schedule)
         with torch.no_grad():
-            wanted = self.teacher(x_t, t, y).float()  # (B, C or 2C, H, W)
-        return (model(x_t, t, y).float() - wanted).square().flatten(1).mean(1)
+            wanted = self.teacher(x_t, batch.t, batch.y).float()  # (B, C or 2C, H, W)
+        return (model(x_t, batch.t, batch.y).float() - wanted).square().flatten(1).mean(1)
 
 
 def initialize(request: Request) -> Initialized:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from finectl.diffusion.losses import Denoiser, output_loss
+from finectl.diffusion.losses import Denoiser, Noised, output_loss
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.errors import ComputationError, InputError
 from finectl.training.distributed import whole
@@ -33,21 +33,10 @@ class Consistency:
         self.weight = weight
         self._checksum = checksum(teacher)
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
         """Return each image's loss, (B,), float32, as `finectl.training.run.Loss` says."""
-        x_t = schedule.add_noise(x0, noise, t)
-        channels = x0.shape[1]
+        x0, y, t, noise = batch.tensors
+        x_t, channels = batch.at(schedule), x0.shape[1]
         with torch.no_grad():
             wanted = self.teacher(x_t, t, y)[:, :channels].float()  # (B, C, H, W)
         output = model(x_t, t, y).float()

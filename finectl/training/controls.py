@@ -20,7 +20,7 @@ from finectl.data.controls.cached import MapsFile, open_maps
 from finectl.data.dataset import ImageSet
 from finectl.data.images import to_uint8
 from finectl.data.sources import DataOptions
-from finectl.diffusion.losses import Denoiser
+from finectl.diffusion.losses import Denoiser, Noised
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.control_config import CHANNELS
@@ -269,20 +269,10 @@ class WithoutTexts:
     probability: float
     seed: int
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
         """Return each image's loss, (b,), as `finectl.training.run.Loss` says."""
+        y = batch.y
         draws = torch.rand(self.batch, generator=generator_for("captions", self.seed, step))
-        dropped = (draws[slots if slots is not None else slice(len(y))] < self.probability).to(y.device)
+        dropped = (draws[batch.slots or slice(len(y))] < self.probability).to(y.device)
         rows = torch.where(dropped & (y < self.count), y + self.count, y)
-        return self.loss(model, schedule, x0, rows, t, noise, step=step, slots=slots)
+        return self.loss(model, schedule, replace(batch, y=rows), step=step)

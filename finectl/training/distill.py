@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from finectl.diffusion.losses import Denoiser, denoising_loss
+from finectl.diffusion.losses import Denoiser, Noised, denoising_loss
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.dit import DiT
@@ -38,27 +38,16 @@ class Distillation:
         self.seed = seed
         self.depths = depths
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
-        """Return each image's loss, (B,), as `finectl.training.loop.Loss` says."""
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
+        """Return each image's loss, (B,), as `finectl.training.run.Loss` says."""
         if step >= self.steps:
-            return denoising_loss(model, schedule, x0, y, t, noise)
-        x_t = schedule.add_noise(x0, noise, t)
+            return denoising_loss(model, schedule, *batch.tensors)
+        x_t = batch.at(schedule)
         with torch.no_grad():
-            wanted = self.teacher(x_t, t, y).float()  # (B, C or 2C, H, W)
+            wanted = self.teacher(x_t, batch.t, batch.y).float()  # (B, C or 2C, H, W)
         layers = self.layers(step)
         with self.student.running(layers):
-            output = model(x_t, t, y).float()
+            output = model(x_t, batch.t, batch.y).float()
         loss = (output - wanted).square().flatten(1).mean(1)
         skipped = [block for index, block in enumerate(self.student.blocks) if index not in layers]
         return loss + _nothing(skipped) if skipped else loss

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finectl.diffusion.losses import Denoiser, output_loss
+from finectl.diffusion.losses import Denoiser, Noised, output_loss
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.training.chain import WEIGHTS, Chain
 from finectl.training.consistency import checksum, require_checksum
@@ -79,22 +79,12 @@ class ChainLoss:
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self._checksum = "" if teacher is None else checksum(teacher)
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
         """Return each image's loss, (B,), float32, as `finectl.training.run.Loss` says."""
-        places = range(self.chain.batch)[slots] if slots is not None else range(len(x0))
+        x0, y, t, noise = batch.tensors
+        places = range(len(x0)) if batch.slots is None else range(self.chain.batch)[batch.slots]
         first = sum(place < self.chain.retained for place in places)  # retained images come before all others
-        x_t = schedule.add_noise(x0, noise, t)
+        x_t = batch.at(schedule)
         output = model(x_t, t, y).float()
         if self.teacher is None or not first:
             losses = output_loss(output, schedule, x0, x_t, t, noise)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from finectl.artifacts.job import Job
 from finectl.data.dataset import ImageSet, MemoryStore
-from finectl.diffusion.losses import Denoiser, denoising_loss
+from finectl.diffusion.losses import Denoiser, Noised, denoising_loss
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.dit import drop_labels
@@ -33,29 +33,14 @@ from finectl.training.step import Ema, clip_gradients, ema_decay, lr_factor, mak
 class Loss(Protocol):
     """What a model is trained with."""
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
         """Return each image's loss, (B,), float32.
 
         Args:
             model: (x_t, t, y) to the prediction; it may average gradients over processes.
             schedule: The forward process.
-            x0: (B, C, H, W).
-            y: (B,), int64 labels.
-            t: (B,), int64 timesteps.
-            noise: (B, C, H, W), standard normal.
+            batch: The images, or a part of a batch.
             step: Updates done so far.
-            slots: The images' place in the global batch; None where they are the whole batch.
         """
 
 
@@ -103,19 +88,9 @@ def uniform_timesteps(count: int, schedule: NoiseSchedule, *, step: int, generat
     return torch.randint(len(schedule), (count,), generator=generator, device=generator.device)
 
 
-def plain_loss(
-    model: Denoiser,
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    y: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    *,
-    step: int,
-    slots: slice | None = None,
-) -> Tensor:
+def plain_loss(model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
     """Return the denoising loss, at whatever step."""
-    return denoising_loss(model, schedule, x0, y, t, noise)
+    return denoising_loss(model, schedule, *batch.tensors)
 
 
 @dataclass
@@ -252,8 +227,9 @@ def train_step(run: Run, step: int) -> Tensor:
     def losses_of(part: Part) -> Tensor:
         slots = part.slots
         y = torch.where(dropped[slots], run.model.config.num_classes, part.labels)
+        drawn = Noised(part.x0, y, t[slots], noise[slots], slots)
         with run.arithmetic.context():
-            return run.loss(run.forward, schedule, part.x0, y, t[slots], noise[slots], step=step, slots=slots)
+            return run.loss(run.forward, schedule, drawn, step=step)
 
     run.optimizer.zero_grad(set_to_none=True)
     if run.tasks is None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finectl.diffusion.config import DDPM, PREDICTIONS
-from finectl.diffusion.losses import denoising_loss, variational_bound
+from finectl.diffusion.losses import Noised, denoising_loss, variational_bound
 from finectl.diffusion.ranges import equal_borders, parse_borders
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.diffusion.weightings import UNIFORM, WEIGHTINGS, WeightedLoss, weights
@@ -74,7 +74,7 @@ def test_the_loss_weighs_the_squared_error_and_not_the_bound(channels_out: int) 
     x0, noise = (torch.randn(5, 1, 4, 4, generator=random) for _ in range(2))
     output = torch.randn(5, channels_out, 4, 4, generator=random)
     t, y, chain = torch.tensor(AT), torch.zeros(5, dtype=torch.int64), schedule()
-    found = WeightedLoss("snr+1", chain)(lambda *_: output, chain, x0, y, t, noise, step=0)
+    found = WeightedLoss("snr+1", chain)(lambda *_: output, chain, Noised(x0, y, t, noise), step=0)
     plain = denoising_loss(lambda *_: output, chain, x0, y, t, noise, bound=False)
     expected = plain / chain.alphas_cumprod[t].float()
     if channels_out == 2:

@@ -15,6 +15,7 @@ from weight_artifacts import make_collection
 from finectl.adapters.weight_dataset import open_weights
 from finectl.artifacts.store import Artifact
 from finectl.diffusion.config import DiffusionConfig
+from finectl.diffusion.losses import Noised
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.weights.config import preset
 from finectl.models.weights.layout import Layout
@@ -83,8 +84,8 @@ def test_a_step_has_its_own_concepts_and_noise(collection: Artifact) -> None:
     x0, noise = torch.zeros(4, 1, 1, 8), torch.ones(4, 1, 1, 8)
     y, t = torch.arange(4), torch.full((4,), 700)
     with torch.no_grad():
-        blocks = loss.blocks(model, schedule, x0, y, t, noise, step=3)
-        torch.testing.assert_close(loss(model, schedule, x0, y, t, noise, step=3), blocks + 2.0 * first)
+        blocks = loss.blocks(model, schedule, Noised(x0, y, t, noise), step=3)
+        torch.testing.assert_close(loss(model, schedule, Noised(x0, y, t, noise), step=3), blocks + 2.0 * first)
 
 
 def test_checkpoints_are_chosen_by_images(collection: Artifact) -> None:

@@ -12,7 +12,7 @@ from fitting import CONFIG, images, job, run, same, settings
 from torch import Tensor, nn
 
 from finectl.adapters.projection import add_projections, identity_state
-from finectl.diffusion.losses import denoising_loss
+from finectl.diffusion.losses import Noised, denoising_loss
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.errors import ComputationError, InputError, Interrupted, UsageError
 from finectl.models.dit import DiT
@@ -76,7 +76,7 @@ def test_the_loss_is_both_errors_on_the_same_noisy_images(kind: str, weight: flo
     loss = Consistency(teacher, weight)
     schedule = NoiseSchedule.of(config)
     x0, y, t, noise = batch()
-    found = loss(student, schedule, x0, y, t, noise, step=0)
+    found = loss(student, schedule, Noised(x0, y, t, noise), step=0)
     assert (student.calls, teacher.calls) == (1, 1)
     assert all(torch.equal(one, two) for one, two in zip(student.seen, teacher.seen, strict=True))
     x_t = schedule.add_noise(x0, noise, t)
@@ -114,7 +114,7 @@ def test_a_student_that_is_the_teacher_has_the_plain_loss() -> None:
     schedule = NoiseSchedule.of(DENSE)
     x0, y, t, noise = batch()
     student.eval()
-    found = Consistency(teacher)(student, schedule, x0, y, t, noise, step=0)
+    found = Consistency(teacher)(student, schedule, Noised(x0, y, t, noise), step=0)
     assert torch.equal(found, denoising_loss(student, schedule, x0, y, t, noise))
 
 
@@ -168,9 +168,9 @@ def test_a_refreshed_teacher_is_the_average_at_the_start_of_its_epoch(config: An
             averages[step] = {name: value.clone() for name, value in ema.state_dict().items()}
             super().begin(step, ema)
 
-        def __call__(self, *arguments: Any, step: int, slots: slice | None = None) -> Tensor:
+        def __call__(self, *arguments: Any, step: int) -> Tensor:
             seen[step] = {name: value.clone() for name, value in self.state_dict().items()}
-            return super().__call__(*arguments, step=step, slots=slots)
+            return super().__call__(*arguments, step=step)
 
     start = network(DENSE, 1)
     student = build_model(config)
@@ -196,9 +196,9 @@ def test_an_epoch_begins_once_whatever_the_parts_of_a_batch(tmp_path: Path) -> N
             calls.append(("begin", step))
             super().begin(step, ema)
 
-        def __call__(self, *arguments: Any, step: int, slots: slice | None = None) -> Tensor:
+        def __call__(self, *arguments: Any, step: int) -> Tensor:
             calls.append(("part", step))
-            return super().__call__(*arguments, step=step, slots=slots)
+            return super().__call__(*arguments, step=step)
 
     loss = Watched(network(DENSE, 1), 1.0, epoch=3)
     run(tmp_path, start=network(DENSE, 1), loss=loss, execution={"accumulate": 2}, eval_every=0)

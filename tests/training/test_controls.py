@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from finectl.diffusion.losses import Noised
 from finectl.training import controls
 from finectl.training.controls import InMemory, Pairs, WithoutTexts, pair_up
 
@@ -60,9 +61,9 @@ def test_rows_are_pairs_the_same_without_texts_retained_ones_and_nothing() -> No
 def test_texts_are_left_out_at_random_and_controls_are_not() -> None:
     count, batch, seen = 50, 64, {}
 
-    def loss(model: Any, schedule: Any, x0: Tensor, y: Tensor, t: Any, noise: Any, **more: Any) -> Tensor:
-        seen[more["step"], str(more["slots"])] = y
-        return y.float()
+    def loss(model: Any, schedule: Any, batch: Noised, *, step: int) -> Tensor:
+        seen[step, str(batch.slots)] = batch.y
+        return batch.y.float()
 
     wrapped = WithoutTexts(loss, count, batch, 0.5, seed=1)  # type: ignore[arg-type]
     y = torch.arange(batch) % count
@@ -70,7 +71,7 @@ def test_texts_are_left_out_at_random_and_controls_are_not() -> None:
 
     def call(step: int, slots: slice | None = None) -> Tensor:
         rows = y if slots is None else y[slots]
-        return wrapped(None, None, rows, rows, rows, rows, step=step, slots=slots).long()  # type: ignore[arg-type]
+        return wrapped(None, None, Noised(rows, rows, rows, rows, slots), step=step).long()  # type: ignore[arg-type]
 
     first = call(0)
     dropped = first != y
@@ -78,4 +79,4 @@ def test_texts_are_left_out_at_random_and_controls_are_not() -> None:
     assert 15 < int(dropped.sum()) < 45 and not torch.equal(call(1), first) and torch.equal(call(0), first)
     parts = torch.cat([call(0, slice(0, 20)), call(0, slice(20, 64))])
     assert torch.equal(parts, first), "the draws depend on how the batch is shared"
-    assert torch.equal(WithoutTexts(loss, count, batch, 0.0, 1)(None, None, y, y, y, y, step=0).long(), y)  # type: ignore[arg-type]
+    assert torch.equal(WithoutTexts(loss, count, batch, 0.0, 1)(None, None, Noised(y, y, y, y), step=0).long(), y)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finectl.diffusion.losses import denoising_loss
+from finectl.diffusion.losses import Noised, denoising_loss
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.dit import DiT, initialize_
 from finectl.models.learngene import evenly_spaced
@@ -43,7 +43,7 @@ def test_the_ancestor_itself_has_no_loss_at_full_depth() -> None:
     seen = set()
     for step in range(50):
         layers = loss.layers(step)
-        value = loss(loss.student, schedule, x0, y, t, noise, step=step)
+        value = loss(loss.student, schedule, Noised(x0, y, t, noise), step=step)
         assert value.shape == (5,)
         assert bool((value == 0).all()) == (layers == [0, 1, 2, 3])
         assert layers == evenly_spaced(4, len(layers))
@@ -57,7 +57,7 @@ def test_every_parameter_has_a_gradient_and_the_ancestor_none() -> None:
     loss = Distillation(random_model(0), student, steps=50, seed=0)
     step = next(step for step in range(50) if len(loss.layers(step)) == 2)
     x0, y, t, noise = batch()
-    loss(student, NoiseSchedule.of(CONFIG), x0, y, t, noise, step=step).mean().backward()
+    loss(student, NoiseSchedule.of(CONFIG), Noised(x0, y, t, noise), step=step).mean().backward()
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None, name
         assert bool((parameter.grad == 0).all()) == name.startswith(("blocks.1.", "blocks.2.")), name
@@ -70,8 +70,8 @@ def test_after_the_distillation_it_is_the_denoising_loss() -> None:
     schedule = NoiseSchedule.of(CONFIG)
     x0, y, t, noise = batch()
     expected = denoising_loss(student, schedule, x0, y, t, noise)
-    assert torch.equal(loss(student, schedule, x0, y, t, noise, step=7), expected)
-    assert not torch.equal(loss(student, schedule, x0, y, t, noise, step=6), expected)
+    assert torch.equal(loss(student, schedule, Noised(x0, y, t, noise), step=7), expected)
+    assert not torch.equal(loss(student, schedule, Noised(x0, y, t, noise), step=6), expected)
 
 
 def test_layers_run_alone_inside_the_block_only() -> None:

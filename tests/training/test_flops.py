@@ -126,7 +126,7 @@ def test_distillation_counts_the_ancestor_and_the_layers_that_run(tmp_path: Path
     assert len({len(loss.layers(step)) for step in range(6)}) > 1
     forwards = []
 
-    def counted(*arguments: Any, step: int, slots: slice) -> Tensor:
+    def counted(*arguments: Any, step: int) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             losses = loss(*arguments, step=step)
         forwards.append(counter.get_total_flops())

@@ -190,7 +190,7 @@ class Poison:
     def __init__(self, at: int, times: int) -> None:
         self.at, self.left, self.steps = at, times, []
 
-    def __call__(self, *arguments: Any, step: int, slots: slice) -> torch.Tensor:
+    def __call__(self, *arguments: Any, step: int) -> torch.Tensor:
         self.steps.append(step)
         losses = loop.plain_loss(*arguments, step=step)
         if step == self.at and self.left:

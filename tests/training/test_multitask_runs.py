@@ -141,7 +141,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(method: str, at: int, tmp_path: 
 def test_a_loss_that_is_not_finite_once_leaves_no_trace(method: str, tmp_path: Path) -> None:
     poisoned = [25]
 
-    def poison(*arguments: Any, step: int, slots: slice) -> torch.Tensor:
+    def poison(*arguments: Any, step: int) -> torch.Tensor:
         losses = plain_loss(*arguments, step=step)
         return losses * float("nan") if step in poisoned and not poisoned.clear() else losses
 

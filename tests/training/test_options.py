@@ -19,6 +19,7 @@ from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.provenance import machine
 from finectl.artifacts.tensors import read_metadata
 from finectl.cli.command import minutes
+from finectl.diffusion.losses import Noised
 from finectl.errors import EXIT_SAVED, EXIT_USAGE, Interrupted, UsageError
 from finectl.models.dit import Block, DiT
 from finectl.training import loop
@@ -85,9 +86,9 @@ def test_checkpointing_computes_the_blocks_twice(tmp_path: Path, monkeypatch: py
 def test_accumulation_cuts_the_batch_into_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def watch(model: Any, schedule: Any, x0: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        sizes.append(len(x0))
-        return loop.plain_loss(model, schedule, x0, *rest, **options)
+    def watch(model: Any, schedule: Any, batch: Noised, *, step: int) -> torch.Tensor:
+        sizes.append(len(batch.x0))
+        return loop.plain_loss(model, schedule, batch, step=step)
 
     run(tmp_path, steps=2, loss=watch, execution={"accumulate": 3})
     assert sorted(sizes[:3]) == [2, 3, 3] and len(sizes) == 6
@@ -321,7 +322,7 @@ def test_events_of_steps_that_are_done_again_are_there_once(save_every: int, tmp
     class Crash(Exception):
         """What a power failure is to a process."""
 
-    def crash(*arguments: Any, step: int, slots: slice) -> torch.Tensor:
+    def crash(*arguments: Any, step: int) -> torch.Tensor:
         if step == 5:
             raise Crash
         return loop.plain_loss(*arguments, step=step)

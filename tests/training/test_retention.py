@@ -14,7 +14,7 @@ from test_consistency import DENSE, UNET, Counting, network
 from torch import Tensor
 
 from finectl.data.dataset import ImageSet
-from finectl.diffusion.losses import denoising_loss
+from finectl.diffusion.losses import Noised, denoising_loss
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.errors import ComputationError, Interrupted, UsageError
@@ -146,7 +146,7 @@ def test_the_mean_is_that_of_new_images_plus_lambda_times_that_of_retained_ones(
     net, (x0, y, t, noise) = network(CONFIGS[kind], 0), batch()
     chain = Chain(5, 2, coefficients=coefficients, weight=WEIGHT[coefficients])
     schedule = NoiseSchedule.of(CONFIGS[kind])
-    found = ChainLoss(chain)(net, schedule, x0, y, t, noise, step=0)
+    found = ChainLoss(chain)(net, schedule, Noised(x0, y, t, noise), step=0)
     losses = denoising_loss(net, schedule, x0, y, t, noise)
     if coefficients == WEIGHTS:
         losses = losses * torch.cat([(1000 - t[:2]) / 1000, (t[2:] + 1) / 1000])
@@ -159,10 +159,10 @@ def test_the_mean_is_that_of_new_images_plus_lambda_times_that_of_retained_ones(
 def test_a_part_counts_as_its_place_in_the_batch_says(taught: bool) -> None:
     net, teacher, (x0, y, t, noise) = network(SIGMA, 0), network(SIGMA, 1) if taught else None, batch(7)
     loss = ChainLoss(Chain(7, 3), teacher)
-    whole = loss(net, SCHEDULE, x0, y, t, noise, step=0)
+    whole = loss(net, SCHEDULE, Noised(x0, y, t, noise), step=0)
     for cuts in ((0, 2, 7), (0, 3, 7), (0, 5, 7), (0, 1, 2, 7)):
         slots = [slice(first, end) for first, end in pairwise(cuts)]
-        parts = [loss(net, SCHEDULE, x0[s], y[s], t[s], noise[s], step=0, slots=s) for s in slots]
+        parts = [loss(net, SCHEDULE, Noised(x0[s], y[s], t[s], noise[s], s), step=0) for s in slots]
         assert torch.allclose(torch.cat(parts), whole, rtol=1e-5), cuts
 
 
@@ -170,7 +170,7 @@ def test_a_teacher_is_asked_for_no_class_of_retained_images_and_gets_no_gradient
     student, teacher = Counting(network(SIGMA, 0)), Counting(network(replace(SIGMA, num_classes=3), 1))
     loss = ChainLoss(Chain(5, 2), teacher)
     x0, y, t, noise = batch()
-    found = loss(student, SCHEDULE, x0, y, t, noise, step=0)
+    found = loss(student, SCHEDULE, Noised(x0, y, t, noise), step=0)
     assert (student.calls, teacher.calls) == (1, 1)
     x_t = SCHEDULE.add_noise(x0, noise, t)
     asked = teacher.seen

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finectl.data.dataset import ImageSet, MemoryStore
 from finectl.data.sources import DataInfo
 from finectl.diffusion.config import DiffusionConfig
-from finectl.diffusion.losses import Denoiser
+from finectl.diffusion.losses import Denoiser, Noised
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.weights.basis import Basis
 from finectl.models.weights.recovery import clean_of
@@ -169,21 +169,10 @@ class BlockLoss:
     scale: Tensor | None = None
     basis: Basis | None = None
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
         """Return each block's loss, (B,); see `finectl.training.run.Loss`."""
-        n = y % len(self.mask)
-        x_t = schedule.add_noise(x0, noise, t)
+        x0, y, t, noise = batch.tensors
+        n, x_t = y % len(self.mask), batch.at(schedule)
         predicted = model(x_t, t, y).float()
         if self.scale is None:
             counted = self.mask[n].float()  # (B, L)

@@ -24,7 +24,7 @@ from finectl.adapters.lora import attach_lora
 from finectl.adapters.weight_dataset import WeightDataset
 from finectl.data.concepts import Concept
 from finectl.data.order import batch_indices
-from finectl.diffusion.losses import Denoiser
+from finectl.diffusion.losses import Denoiser, Noised
 from finectl.diffusion.random import generator_for
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.weights.recovery import clean_of
@@ -122,20 +122,9 @@ class ImageLoss:
     times: tuple[int, int]
     seed: int
 
-    def __call__(
-        self,
-        model: Denoiser,
-        schedule: NoiseSchedule,
-        x0: Tensor,
-        y: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        *,
-        step: int,
-        slots: slice | None = None,
-    ) -> Tensor:
+    def __call__(self, model: Denoiser, schedule: NoiseSchedule, batch: Noised, *, step: int) -> Tensor:
         """Return each block's loss and the images', (B,); see `finectl.training.run.Loss`."""
-        losses = self.blocks(model, schedule, x0, y, t, noise, step=step, slots=slots)
+        losses = self.blocks(model, schedule, batch, step=step)
         return losses + self.weight * self.of_images(model, schedule, step)
 
     def of_images(self, model: Denoiser, schedule: NoiseSchedule, step: int) -> Tensor:

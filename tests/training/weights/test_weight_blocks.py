@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finectl.adapters.lora import LoraLayer
 from finectl.diffusion.config import DiffusionConfig
+from finectl.diffusion.losses import Noised
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.models.weights.basis import Basis
 from finectl.models.weights.config import preset
@@ -76,7 +77,7 @@ def test_filling_does_not_count(prediction: str) -> None:
     loss = BlockLoss(MASK)
 
     def off(by: Tensor) -> Tensor:
-        return loss(lambda x, t, y: target + by[y % 2][:, None, None], schedule, x0, y, t, noise, step=0)
+        return loss(lambda x, t, y: target + by[y % 2][:, None, None], schedule, Noised(x0, y, t, noise), step=0)
 
     assert off(torch.zeros(2, 8)).abs().max() == 0
     assert off(~MASK * 5.0)[[1, 3]].abs().max() == 0
@@ -94,7 +95,7 @@ def test_the_decoded_loss_is_the_squared_error_of_the_weights() -> None:
     off = 0.1 * tensor(2, 4, seed=3)
     target = schedule.target(x0, noise, t)
     loss = BlockLoss(torch.ones(2, 4, dtype=torch.bool), scale, basis)
-    found = loss(lambda x, t, y: target + off[:, None, None], schedule, x0, y, t, noise, step=0)
+    found = loss(lambda x, t, y: target + off[:, None, None], schedule, Noised(x0, y, t, noise), step=0)
     sigma = (1 - schedule.alphas_cumprod[t]).sqrt().float()
     error = basis.expand(sigma[:, None] * off) * scale * MASK
     unit = (8 * 0.5**2 + 4 * 0.25**2) / 2

@@ -487,6 +487,7 @@ complete -c finectl -n '__fish_seen_subcommand_from analyse; and __fish_seen_sub
 complete -c finectl -n '__fish_seen_subcommand_from analyse; and __fish_seen_subcommand_from forgetting' -l image-size -x -a '' -d 'Side of the images, pixels'
 complete -c finectl -n '__fish_seen_subcommand_from analyse; and __fish_seen_subcommand_from forgetting' -l resize-filter -x -a 'bicubic lanczos bilinear box nearest' -d 'How images are brought to --image-size'
 complete -c finectl -n '__fish_seen_subcommand_from analyse; and __fish_seen_subcommand_from forgetting' -l skip-bad -l no-skip-bad -d 'Leave corrupt images out and count them'
+complete -c finectl -n '__fish_seen_subcommand_from analyse; and __fish_seen_subcommand_from forgetting' -l text-encoder -x -a '' -d 'CLIP\'s for a model of text, or hash'
 complete -c finectl -n '__fish_seen_subcommand_from analyse; and __fish_seen_subcommand_from forgetting' -l recipe -r -F -d 'YAML with other defaults'
 complete -c finectl -n '__fish_seen_subcommand_from analyse; and __fish_seen_subcommand_from forgetting' -l workspace -r -F -d 'Where artifacts lie'
 complete -c finectl -n '__fish_seen_subcommand_from analyse; and __fish_seen_subcommand_from forgetting' -l out -r -F -d 'Make the artifact there; new or empty'

@@ -17,14 +17,19 @@ from support import run_cli, whole
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
 from finectl.artifacts.tensors import load_tensors
+from finectl.data.captions import ALL, captions_of
 from finectl.data.dataset import load
+from finectl.data.sources import DataOptions
 from finectl.diffusion.losses import denoising_loss
 from finectl.diffusion.schedule import NoiseSchedule
 from finectl.errors import EXIT_INPUT, EXIT_SAVED, EXIT_USAGE
 from finectl.metrics.heldout_loss import heldout_loss
 from finectl.models.io import load_model, load_weights
+from finectl.models.text import describe_text
+from finectl.models.unet import condition
 from finectl.stages.forgetting import chain, ewc
 from finectl.stages.forgetting.config import parse_fractions
+from finectl.training.texts import open_table
 
 SHORT = ("--steps", 3, "--batch-size", 8, "--lr", 0.01, "--eval-every", 0)
 CHEAP = (
@@ -314,3 +319,51 @@ def test_a_run_goes_on_where_it_was_interrupted(pair: Pair, made: Any) -> None:
         path = pair.analyse(*command).path
     assert [span.start for span in spans] == [0, 8]  # the first batch was kept
     assert (path / "metrics.json").read_bytes() == (whole_run / "metrics.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def of_text(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A model of the captions of the digits 0 to 2, and what it became on those of 5 to 7."""
+    root = tmp_path_factory.mktemp("forgetting-text")
+    place = ("--workspace", root)
+    start = run_cli("init", "--method", "he", "--model", "unet-text-nano", "--text-encoder", "hash", *place).path
+    base = run_cli("train", start, *SHORT, "--data", "digits#0,1,2", *place).path
+    tuned = run_cli("train", base, *SHORT, "--data", "digits#5,6,7", *place).path
+    return Pair(root, start, base, tuned)
+
+
+def test_models_of_text_are_compared_with_the_captions_of_each_domain(of_text: Pair) -> None:
+    ran = of_text.analyse(of_text.tuned, "--pretrained", of_text.base, *CHEAP)
+    found = json.loads((ran.path / "metrics.json").read_text())
+    alone = of_text.run("sample", of_text.tuned, "--samples", 12, "--sampling-steps", 4, "--batch-size", 8).path
+    pictures = load_tensors(ran.path / "samples.safetensors")
+    assert torch.equal(pictures["000"], load_tensors(alone / "samples.safetensors")["images"][:6])
+    assert not torch.equal(pictures["002"], pictures["000"]) and found["chain"]["points"][0]["value"] > 0
+    for domain, digits in (("source", "0,1,2"), ("target", "5,6,7")):
+        part = found["loss"][domain]
+        assert part["compared"] == "captions" and part["labelled"] == {}
+        model, options = load_model(open_artifact(of_text.base)), DataOptions(captions=ALL)
+        held = load(f"digits#{digits}", "heldout", 8, options)
+        texts = captions_of(held.info, options, held.store.labels.tolist())
+        table = open_table(texts, describe_text("hash", 64), torch.device("cpu"))
+        condition(model, table, 0.0)
+        held = replace(held, rows=table.rows_of(texts)).subset(8, 0)
+        measured = heldout_loss(
+            model.eval(), held, draws=4, seed=0, batch_size=8, device=torch.device("cpu"),
+            diffusion=model.config.diffusion,
+        )  # fmt: skip
+        assert part["models"]["pre-trained"]["value"] == pytest.approx(float(measured.losses.mean()), rel=1e-6)
+    assert found["ewc"]["total"] > 0 and found["ewc"]["of"] == "data"
+    assert read_manifest(ran.path).config["text_encoder"] == "hash"
+
+
+def test_a_bank_of_a_model_of_text_stands_for_no_caption(of_text: Pair) -> None:
+    bank = of_text.run("bank", of_text.base, "--samples", 6, "--sampling-steps", 2, "--prompt", "a digit").path
+    ran = of_text.analyse(of_text.tuned, "--pretrained", of_text.base, "--bank", bank, "--only", "ewc,loss", *CHEAP)
+    found = json.loads((ran.path / "metrics.json").read_text())
+    assert found["ewc"]["of"] == "bank" and found["ewc"]["total"] > 0
+
+
+def test_a_text_encoder_of_models_of_classes_is_refused(pair: Pair) -> None:
+    ran = pair.analyse(pair.tuned, "--pretrained", pair.base, "--text-encoder", "hash")
+    refused(ran, EXIT_USAGE, "--text-encoder", "not conditioned on text")

@@ -46,7 +46,7 @@ def run(call: Call) -> Result | None:
     return run_one(with_pretrained(call))
 
 
-@stage_command("finectl.stages.forgetting", groups.data, run=run)
+@stage_command("finectl.stages.forgetting", groups.data, groups.text, run=run)
 def forgetting(
     input: opt.Input = None,
     pretrained: opt.ForgettingPretrained = None,

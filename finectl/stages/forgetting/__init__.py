@@ -27,6 +27,7 @@ from finectl.models.autoencoder import find_autoencoder
 from finectl.models.io import read_config, require_sampling, total_parameters
 from finectl.stages.forgetting.config import ANALYSES, CHAIN, EWC, LOSS, Config, neutral
 from finectl.stages.forgetting.subjects import Subjects, describe_metric, require_comparable
+from finectl.training.text_settings import unchanged
 
 METRICS_FILE = "metrics.json"
 
@@ -189,7 +190,8 @@ STAGE = Stage(
     plan=plan,
     run=run,
     locations=(
-        *("data", "pretrained", "bank", "source_data", "vae", "reference"),
+        *("data", "pretrained", "bank", "source_data", "vae", "reference", "text_encoder"),
         *("features_weights", "inception", "clip", "dino"),
     ),
+    unchanged_at=unchanged("text_digest"),
 )

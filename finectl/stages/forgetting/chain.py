@@ -24,6 +24,7 @@ from finectl.metrics.sources import Check, GeneratedImages, Read, reader
 from finectl.stages.forgetting.setting import TARGET, Setting
 from finectl.stages.forgetting.subjects import describe_metric
 from finectl.training.generate import Generator, load_pretrained
+from finectl.training.texts import Prompts
 
 PICTURES = "samples.safetensors"
 PREVIEW = "preview"
@@ -115,10 +116,18 @@ class _Chain:
         how: dict[str, Any] = {
             name: getattr(config, name) for name in ("scheduler", "sampling_steps", "guidance", "seed")
         }
+        captions = setting.captions(TARGET)
+        prompts = Prompts.of_captions(captions, setting.images(TARGET, "heldout", ALL)) if captions else None
         generator = Generator.of(
-            setting.subjects.finetuned, config.weights, config.vae, setting.device, dtype=job.execution.dtype, **how
+            setting.subjects.finetuned,
+            config.weights,
+            config.vae,
+            setting.device,
+            dtype=job.execution.dtype,
+            prompts=prompts,
+            **how,
         )
-        pretrained = load_pretrained(setting.subjects.pretrained, config.weights, 0.0, setting.device)
+        pretrained = load_pretrained(setting.subjects.pretrained, config.weights, 0.0, setting.device, prompts)
         measuring = _measuring(setting, metric, generator) if metric is not None else None
         return cls(setting, metric, measuring, generator, pretrained)
 
@@ -131,16 +140,17 @@ class _Chain:
     def rows(self, span: range) -> dict[str, Tensor]:
         """Return what is kept of some images: for each share the rows that are measured, and the first images."""
         config, replayed = self.setting.job.config, Replayed(self.generator.model)
-        labels = self._labels(span)
+        prompts, classes = self.generator.prompts, self._classes(span)
+        labels = classes.tolist() if prompts is None else prompts.rows_of(span)
         found: dict[str, Tensor] = {}
         for index, share in enumerate(config.shares):
             replayed.rewind()
             how = replace(self.generator, model=cast(Any, replayed), pretrained=replace(self.pretrained, share=share))
-            levels = how.images(span.start, labels.tolist(), self.setting.check)  # (b, C, H, W)
+            levels = how.images(span.start, labels, self.setting.check)  # (b, C, H, W)
             if span.start < config.pictures:
                 found[f"{PREVIEW}/{index:03d}"] = levels[: config.pictures - span.start].clone()
             if self.measuring is not None:
-                rows = self.measuring.rows(MadeImages(levels, labels.clone()))
+                rows = self.measuring.rows(MadeImages(levels, classes.clone()))
                 found |= {f"{index:03d}/{name}": value for name, value in rows.items()}
         return found
 
@@ -156,8 +166,8 @@ class _Chain:
         change = self.measuring.changed(rows, _loaded(chunks, 0))
         return {**point, **self.measuring.measured(rows).record(), "change": change.record() if change else None}
 
-    def _labels(self, span: range) -> Tensor:
-        """Return the classes of some images, in turn those of the target, (b,), int64."""
+    def _classes(self, span: range) -> Tensor:
+        """Return the classes of some images, in turn those of the target or of its captions, (b,), int64."""
         drawn = self.setting.subjects.labels
         return GeneratedImages(self.generator, self.count, drawn).labels(span)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from finectl.errors import UsageError
 from finectl.training.settings import DataFields
+from finectl.training.text_settings import TextFields
 
 CHAIN, EWC, LOSS = "chain", "ewc", "loss"
 ANALYSES = (CHAIN, EWC, LOSS)
@@ -42,7 +43,7 @@ NEUTRAL: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Config(DataFields):
+class Config(DataFields, TextFields):
     """The options of `finectl analyse forgetting`; the digests, of what others name, are found while planning."""
 
     pretrained: str | None

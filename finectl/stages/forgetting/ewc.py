@@ -40,8 +40,8 @@ def ewc(setting: Setting) -> dict[str, Any]:
         rows of label tables that count (`rows`).
     """
     config, subjects = setting.job.config, setting.subjects
-    data = _source_images(setting)
-    network = setting.network(PRETRAINED)
+    network = setting.network(PRETRAINED, SOURCE)
+    data = _source_images(setting, network)
     theta = load_weights(subjects.finetuned, config.weights)
     with (
         setting.job.console.progress(
@@ -76,15 +76,20 @@ def ewc(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _source_images(setting: Setting) -> ImageSet:
-    """Return the images of the Fisher information: the bank's, of no class, else training images of the source."""
+def _source_images(setting: Setting, network: Any) -> ImageSet:
+    """Return the images of the Fisher information: the bank's, of no class, else training images of the source.
+
+    Args:
+        setting: The models and images.
+        network: theta_0.
+    """
     config, subjects = setting.job.config, setting.subjects
     if subjects.bank is not None:
         images = setting.bank()
-        return images.subset(min(config.fisher_images, len(images)), config.seed)
+        return unlabelled(images.subset(min(config.fisher_images, len(images)), config.seed), network)
     images = setting.images(SOURCE, "train", config.fisher_images)
     known = subjects.source is not None and subjects.knows(PRETRAINED, subjects.source)
-    return images if known else unlabelled(images, setting.null_label(PRETRAINED))
+    return images if known else unlabelled(images, network)
 
 
 def draw(data: ImageSet, place: int, number: int, draws: int, seed: int, timesteps: int) -> tuple[int, Tensor, Tensor]:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from finectl.data.dataset import ImageSet
+from finectl.data.sources import DataInfo
 from finectl.metrics.heldout_loss import HeldoutLoss, heldout_loss
 from finectl.stages.forgetting.setting import SOURCE, TARGET, Setting, unlabelled
 from finectl.stages.forgetting.subjects import FINETUNED, PRETRAINED
 from finectl.training.device import arithmetic
 
-LABELS, NULL = "labels", "no class"
+LABELS, CAPTIONS, NULL = "labels", "captions", "no class"
 
 
 def losses_by_timestep(setting: Setting) -> dict[str, Any]:
@@ -23,22 +24,25 @@ def losses_by_timestep(setting: Setting) -> dict[str, Any]:
     which the other one does not is measured with them as well.
 
     Returns:
-        By domain: `data`, `images`, `compared` (with labels or none), `models` (name to summary), `difference` (of the
-        fine-tuned model to the pre-trained one, paired by image and noise), and `labelled` (name to summary).
+        By domain: `data`, `images`, `compared` (with labels, captions or neither), `models` (name to summary),
+        `difference` (of the fine-tuned model to the pre-trained one, paired by image and noise), and `labelled` (name
+        to summary).
     """
     subjects, config = setting.subjects, setting.job.config
     domains = [TARGET] if subjects.source is None and subjects.bank is None else [SOURCE, TARGET]
     found: dict[str, Any] = {}
-    networks = {model: setting.network(model) for model in (PRETRAINED, FINETUNED)}
+    networks = {model: setting.network(model, domains[0]) for model in (PRETRAINED, FINETUNED)}
     with setting.job.console.progress("held-out loss", 2 * len(domains), unit="model") as progress:
         for domain in domains:
+            for network in networks.values():
+                setting.condition(network, domain)
             images = setting.images(domain, "heldout", config.images)
             info = subjects.target if domain == TARGET else subjects.source
             known = [model for model in networks if info is not None and subjects.knows(model, info)]
             shared = len(known) == len(networks)
             measured: dict[str, HeldoutLoss] = {}
             for model, network in networks.items():
-                given = images if shared else unlabelled(images, setting.null_label(model))
+                given = images if shared else unlabelled(images, network)
                 measured[model] = _measure(setting, network, given)
                 progress.advance()
             labelled = {} if shared else {model: _measure(setting, networks[model], images) for model in known}
@@ -49,12 +53,16 @@ def losses_by_timestep(setting: Setting) -> dict[str, Any]:
                 "split": images.split,
                 "images": len(images),
                 "draws": config.draws,
-                "compared": LABELS if shared else NULL,
+                "compared": _compared(info) if shared else NULL,
                 "models": {model: loss.summary(config.ranges) for model, loss in measured.items()},
                 "difference": difference.summary(config.ranges),
                 "labelled": {model: loss.summary(config.ranges) for model, loss in labelled.items()},
             }
     return found
+
+
+def _compared(info: DataInfo | None) -> str:
+    return CAPTIONS if info is not None and info.text is not None else LABELS
 
 
 def _measure(setting: Setting, network: Any, images: ImageSet) -> HeldoutLoss:

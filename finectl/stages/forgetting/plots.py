@@ -11,7 +11,6 @@ from typing import Any
 
 from finectl.metrics.plots import COLOURS, DPI
 from finectl.stages.forgetting.config import CHAIN, EWC, LOSS
-from finectl.stages.forgetting.losses import LABELS
 from finectl.stages.forgetting.setting import SOURCE, TARGET
 from finectl.stages.forgetting.subjects import FINETUNED, PRETRAINED
 
@@ -94,7 +93,7 @@ def plot_losses(folder: Path, found: Result) -> None:
             _steps(upper, summary["ranges"], COLOUR_OF[model], f"{model}, given the labels", dashed=True)
         base = [each["loss"] for each in part["models"][PRETRAINED]["ranges"]]
         _relative(under, part["difference"]["ranges"], base)
-        given = "labels" if part["compared"] == LABELS else "no class"
+        given = part["compared"]
         upper.set_title(
             f"{domain}: {_short(part['data'])}\n{part['images']:,} images, both given {given}", fontsize="medium"
         )

@@ -14,7 +14,7 @@ from finectl.metrics.units import measured_texts
 from finectl.stages.forgetting import plots
 from finectl.stages.forgetting.chain import PICTURES
 from finectl.stages.forgetting.config import CHAIN, EWC, LOSS, Config
-from finectl.stages.forgetting.losses import LABELS
+from finectl.stages.forgetting.losses import NULL
 from finectl.stages.forgetting.setting import SOURCE, TARGET
 from finectl.stages.forgetting.subjects import FINETUNED, PRETRAINED
 
@@ -140,7 +140,7 @@ def _loss_table(found: Mapping[str, Any]) -> Table:
         labelled = [f"{model} {loss['value']:.4f}" for model, loss in part["labelled"].items()]
         rows.append((domain, part["data"], part["compared"], *texts, "; ".join(labelled) or "-"))
         notes.append(f"{domain}: {part['images']:,} images, {part['draws']} draws each, the same noise for both models")
-    if any(part["compared"] != LABELS for part in found.values()):
+    if any(part["compared"] == NULL for part in found.values()):
         notes.append("both models get no class where one of them was not trained on the classes")
     columns = ("domain", "images", "given", PRETRAINED, FINETUNED, "difference", "with its labels")
     return Table(columns, tuple(rows), notes=tuple(notes))

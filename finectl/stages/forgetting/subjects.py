@@ -9,19 +9,20 @@ from typing import Any
 from finectl.artifacts.store import Artifact
 from finectl.artifacts.tensors import tensor_shapes
 from finectl.data.bank import bank_info, require_bank_of
+from finectl.data.captions import ALL, NONE
 from finectl.data.classes import chosen_labels, have_same_labels
 from finectl.data.sources import DataInfo, DataOptions, split_classes
 from finectl.errors import InputError, UsageError
 from finectl.metrics import ALIASES, METRICS
 from finectl.metrics.features import FeatureOptions
 from finectl.metrics.objective import DIGITS_SHAPE, FRECHET, Objective
-from finectl.models.io import read_config, require_class_conditional, weights_file
+from finectl.models.io import read_config, weights_file
 from finectl.models.label_rows import DIT_TABLE, UNET_TABLE
 from finectl.models.vae import is_same_space, latent_space
 from finectl.stages.forgetting.config import Config
 from finectl.training.pretrained import require_pair
 from finectl.training.settings import DataFields, require_fit, resolve_data
-from finectl.training.text_settings import TextFields
+from finectl.training.text_settings import resolve_captioned
 
 BANK = "bank"
 FINETUNED, PRETRAINED = "fine-tuned", "pre-trained"
@@ -38,7 +39,7 @@ class Subjects:
         pretrained: theta_0, which it started from.
         bank: Images that theta_0 made.
         target: The data that theta was fine-tuned on.
-        fields: Its fields of `DataFields`, resolved.
+        fields: Its fields of `DataFields` and `TextFields`, resolved.
         source: The data of theta_0; None where nobody knows them, or they are gone.
         source_fields: Its fields of `DataFields`, resolved.
         notes: What was decided by itself.
@@ -58,19 +59,19 @@ class Subjects:
         """Open the inputs, and check that they go together.
 
         Raises:
-            UsageError: theta_0 has classes and no null class.
-            InputError: the models are of two spaces, the bank is of another model, or data is missing or does not fit.
+            UsageError: theta_0 has classes and no null class, or an option of text goes with models of classes.
+            InputError: the models are of two spaces, the bank is of another model, or data, captions or their encoder
+                are missing or do not fit.
         """
         finetuned, pretrained = parents[0], parents[1]
         bank = parents[2] if len(parents) > 2 else None
-        model = require_class_conditional(finetuned)
-        require_class_conditional(pretrained)
-        require_pair(TextFields(), finetuned, pretrained, "--pretrained")
+        model = read_config(finetuned)
+        require_pair(config, finetuned, pretrained, "--pretrained")
         if bank is not None:
             require_bank_of(bank, pretrained)
-        target, fields = resolve_data(config, [finetuned], model.image_size)
+        target, fields = resolve_captioned(config, [finetuned], model, model.image_size)
         require_fit(finetuned, target)
-        source, source_fields, notes = _source(config, pretrained, model.image_size)
+        source, source_fields, notes = _source(config, pretrained, target)
         return cls(finetuned, pretrained, bank, target, fields, source, source_fields, notes)
 
     @property
@@ -83,10 +84,14 @@ class Subjects:
     def knows(self, model: str, info: DataInfo) -> bool:
         """Tell whether a model was trained on the classes of a data set, so that their labels mean something to it.
 
+        Captions mean something to every model of text.
+
         Args:
             model: `FINETUNED` or `PRETRAINED`.
             info: The data set.
         """
+        if info.text is not None:
+            return True
         artifact = self.finetuned if model == FINETUNED else self.pretrained
         recorded, classes = artifact.manifest.data, read_config(artifact).num_classes
         if not recorded or classes != info.num_classes or not have_same_labels(recorded, info):
@@ -101,12 +106,18 @@ class Subjects:
         return chosen_labels(self.target) if self.target.whole and classes else None
 
 
-def _source(config: Config, pretrained: Artifact, size: int) -> tuple[DataInfo | None, dict[str, Any], tuple[str, ...]]:
-    """Return the data of theta_0, its fields of `DataFields`, and a note where it is not at hand."""
+def _source(
+    config: Config, pretrained: Artifact, target: DataInfo
+) -> tuple[DataInfo | None, dict[str, Any], tuple[str, ...]]:
+    """Return the data of theta_0, its fields of `DataFields`, and a note where it is not at hand.
+
+    It has captions where the target has them.
+    """
     if config.source_data is None and not pretrained.manifest.data.get("name"):
         return None, {}, (f"what {pretrained.path} was trained on is not recorded; --source-data names it",)
     try:
-        info, fields = resolve_data(DataFields(config.source_data, None, None, None), [pretrained], size)
+        named = DataFields(config.source_data, None, None, None)
+        info, fields = resolve_data(named, [pretrained], target.image_size, ALL if target.text else NONE)
     except InputError as error:
         if config.source_data is not None:
             raise
@@ -124,7 +135,7 @@ def _source(config: Config, pretrained: Artifact, size: int) -> tuple[DataInfo |
             f"{latent_space(recorded)}",
             fix=f"finectl encode --vae {recorded['name']}",
         )
-    return info, fields, ()
+    return replace(info, text=target.text), fields, ()
 
 
 def require_comparable(finetuned: Artifact, pretrained: Artifact, weights: str) -> tuple[str, ...]:

@@ -131,7 +131,14 @@ def plot_curves(path: Path, metric: str, curves: Mapping[str, Sequence[Point]]) 
 
 
 def plot_bands(
-    path: Path, curves: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str, title: str = "", better: str = ""
+    path: Path,
+    curves: Mapping[str, Sequence[Point]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str = "",
+    better: str = "",
+    among: Sequence[str] = (),
 ) -> bool:
     """Draw lines with their intervals: bands of a few, bars of many.
 
@@ -142,15 +149,17 @@ def plot_bands(
         y_label: What the values are.
         title: The line above.
         better: "lower" allows a logarithmic axis for values that fall far.
+        among: The names of several pictures, in each of which one name looks the same; by default those of `curves`.
 
     Returns:
         Whether it was drawn: matplotlib may not be installed, and there may be nothing to draw.
     """
+    styles = {name: _Style.of(index) for index, name in enumerate(among or curves)}
     drawn = {name: _finite(points) for name, points in curves.items() if _finite(points)}
 
     def draw(axes: Any) -> None:
-        for index, points in enumerate(drawn.values()):
-            style = _Style.of(index)
+        for name, points in drawn.items():
+            style = styles[name]
             places, values, lows, highs = zip(*points, strict=True)
             axes.plot(places, values, **style.line, **style.points)
             if not all(math.isfinite(end) for end in (*lows, *highs)):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from finectl.metrics import plots
 from finectl.metrics.plots import _limit_bands, plot_bands
 from finectl.metrics.starts import Starts, TunedRun, mean_interval, run_from, run_to
 
@@ -127,3 +129,21 @@ def test_bands_do_not_press_the_lines_together() -> None:
     axes.fill_between([0, 1], [-50, -50], [50, 50])
     _limit_bands(axes, [0.2, 0.6])
     assert axes.get_ylim() == pytest.approx((-0.2, 1.0))
+
+
+def test_a_start_looks_the_same_in_every_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    looks: list[list[tuple[str, str]]] = []
+
+    def drawn(_path: Path, _names: Any, _title: str, draw: Any) -> bool:
+        axes = figure.Figure().subplots()
+        draw(axes)
+        looks.append([(line.get_color(), line.get_marker()) for line in axes.lines])
+        return True
+
+    monkeypatch.setattr(plots, "_figure", drawn)
+    points = [(0.0, 0.6, 0.1, 1.1), (10.0, 0.3, 0.2, 0.4)]
+    among = ("lora", "mean", "ridge")
+    for names in (among, ("mean", "ridge"), ("ridge",)):
+        plots.plot_bands(tmp_path / "a.png", dict.fromkeys(names, points), x_label="x", y_label="y", among=among)
+    assert len(set(looks[0])) == 3 and looks[1] == looks[0][1:] and looks[2] == looks[0][2:]

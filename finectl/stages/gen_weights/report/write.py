@@ -199,7 +199,15 @@ def draw_curves(job: Job[Config], role: str, starts: Starts, metrics: Sequence[s
             ("-paired", paired, f"difference to LoRA start: {metric}"),
         ):
             path = folder / f"{role}-{metric}{name}.png"
-            plot_bands(path, drawn, x_label=f"updates of fine-tuning, of {last}", y_label=y, title=title, better=better)
+            plot_bands(
+                path,
+                drawn,
+                x_label=f"updates of fine-tuning, of {last}",
+                y_label=y,
+                title=title,
+                better=better,
+                among=tuple(starts.starts),
+            )
 
 
 def draw_strips(job: Job[Config], sources: Sources) -> None:

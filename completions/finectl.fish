@@ -712,6 +712,7 @@ complete -c finectl -n '__fish_seen_subcommand_from gen-weights; and __fish_seen
 complete -c finectl -n '__fish_seen_subcommand_from gen-weights; and __fish_seen_subcommand_from collect' -l ranks -x -a '' -d 'Rank of all layers, and of single modules: 6,stem=4,head=4'
 complete -c finectl -n '__fish_seen_subcommand_from gen-weights; and __fish_seen_subcommand_from collect' -l lora-seed -x -a '' -d 'Seed of the start that all concepts share'
 complete -c finectl -n '__fish_seen_subcommand_from gen-weights; and __fish_seen_subcommand_from collect' -l checkpoints -x -a '' -d 'Weights kept of each concept, evenly in the last fifth'
+complete -c finectl -n '__fish_seen_subcommand_from gen-weights; and __fish_seen_subcommand_from collect' -l orders -x -a '' -d 'Train each concept in so many orders of the data: what they share is the concept\'s'
 complete -c finectl -n '__fish_seen_subcommand_from gen-weights; and __fish_seen_subcommand_from collect' -l subset -x -a '' -d 'Train on so many pairs, one of each k-means cluster; 0: on all'
 complete -c finectl -n '__fish_seen_subcommand_from gen-weights; and __fish_seen_subcommand_from collect' -l subset-clip -x -a '' -d 'CLIP model by whose features --subset chooses'
 complete -c finectl -n '__fish_seen_subcommand_from gen-weights; and __fish_seen_subcommand_from collect' -l roles -x -a '' -d 'Roles of the concepts to train: base, train, val, test, unseen'

@@ -39,7 +39,7 @@ class WeightDataset:
         concepts: The concepts whose weights are there; each has a role.
         base: Digest of the GAN that the weights belong to.
         text: Record of its text encoder.
-        kept: The updates whose weights were kept, K of them.
+        kept: The updates whose weights were kept, K of them: the same ones for each order of the data.
         config: All of config.json.
     """
 
@@ -59,7 +59,7 @@ class WeightDataset:
         return {name: found[name] for name in lora_shapes(self.layers)}
 
     def checkpoints(self, concept: str | Concept) -> dict[str, Tensor]:
-        """Return the weights of a concept, each tensor (K, ...), the last trained ones last.
+        """Return the weights of a concept, each tensor (K, ...): of each order of the data, the last trained ones last.
 
         Raises:
             InputError: it is not in the collection, or its file does not fit.

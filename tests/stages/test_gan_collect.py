@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from support import child_environment, command_line, run_cli, weights, whole
 from finectl.adapters.lora import attach_lora, load_lora
 from finectl.adapters.weight_dataset import WeightDataset, open_weights
 from finectl.artifacts.store import open_artifact
+from finectl.errors import Interrupted
 from finectl.models.gan.io import load_generator
 
 QUICK = ("--batch-size", 4, "--steps", 10, "--checkpoints", 2, "--workers", 1)
@@ -61,6 +63,31 @@ def test_all_concepts_start_from_one_and_end_apart(made: Path) -> None:
     assert course["heldout_l1"][-1][1] < course["heldout_l1"][0][1]
     lines = [json.loads(line) for line in (path / "losses.jsonl").read_text().splitlines()]
     assert [line["concept"] for line in lines] == names(found)
+
+
+def test_each_order_of_the_data_gives_weights_of_its_own(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finectl.training.gan import adapting
+
+    first, second = opened(collect("--only", "red")), opened(collect("--only", "red", "--seed", 1))
+    trained: list[int] = []
+    usual = adapting.Adapter.train
+
+    def stopped(self: Any, concept: Any, start: Any, place: Any, order: int = 0) -> Any:
+        trained.append(order)
+        if len(trained) == 2:
+            raise Interrupted("interrupted; the state is saved", saved=True)
+        return usual(self, concept, start, place, order)
+
+    monkeypatch.setattr(adapting.Adapter, "train", stopped)
+    command = ("gen-weights", "collect", *QUICK, "--only", "red", "--orders", 2)
+    assert run_cli(*command).code == 75
+    both = opened(run_cli(*command).path)
+    assert trained == [0, 1, 1], "the order that was finished is not trained again"
+    assert both.kept == (9, 10, 9, 10) and both.artifact.manifest.cost["steps"] == 20
+    for name, value in both.checkpoints("red").items():
+        assert torch.equal(value, torch.cat([each.checkpoints("red")[name] for each in (first, second)]))
+    record = both.record("red")
+    assert [record["losses"], *record["further_losses"]] == [each.record("red")["losses"] for each in (first, second)]
 
 
 def test_the_weights_are_of_the_base_and_answer_as_measured(made: Path) -> None:
@@ -153,7 +180,7 @@ def test_killed_and_interrupted_equals_unbroken(made: Path, workers: int) -> Non
 
     inputs = (next(made.glob("gan/nano-*")), "--pairs", next(made.glob("pairs/small-*")))
     finished = staging / "concepts"
-    assert run_until(signal.SIGKILL, lambda: list(staging.glob("state/*/gan.safetensors"))) == -signal.SIGKILL
+    assert run_until(signal.SIGKILL, lambda: list(staging.glob("state/*/0/gan.safetensors"))) == -signal.SIGKILL
     assert run_until(signal.SIGINT, lambda: list(finished.glob("[a-z]*.safetensors"))) == 75
     done = {file.name: file.stat().st_mtime_ns for file in finished.glob("[a-z]*.safetensors")}
     assert done

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SIGMA = "sigma"
 OF_LORA = (
-    *("pairs", "weights", "ranks", "lora_seed", "subset", "subset_clip", "eval_every"),
+    *("pairs", "weights", "ranks", "lora_seed", "orders", "subset", "subset_clip", "eval_every"),
     *("epochs", "lr_discriminator", "l1", "gan_from"),
 )
 OF_SIGMA = ("tasks", "task_classes", "depths", "data")
@@ -57,6 +57,7 @@ def collect(
     ranks: own.Ranks = None,
     lora_seed: own.LoraSeed = 0,
     checkpoints: own.Checkpoints = 3,
+    orders: own.Orders = 1,
     subset: own.Subset = 0,
     subset_clip: own.SubsetClip = None,
     roles: own.Roles = "train,val",

@@ -147,6 +147,12 @@ LoraSeed = Annotated[int, typer.Option("--lora-seed", help="Seed of the start th
 Checkpoints = Annotated[
     int, typer.Option("--checkpoints", min=1, help="Weights kept of each concept, evenly in the last fifth.")
 ]
+Orders = Annotated[
+    int,
+    typer.Option(
+        "--orders", min=1, help="Train each concept in so many orders of the data: what they share is the concept's."
+    ),
+]
 Subset = Annotated[
     int, typer.Option("--subset", min=0, help="Train on so many pairs, one of each k-means cluster; 0: on all.")
 ]

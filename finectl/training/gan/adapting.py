@@ -45,6 +45,7 @@ class Task:
         keep: Updates whose weights are kept.
         device: As `--device` names it.
         weights: `ema` or `raw`: which weights of the generator.
+        orders: In how many orders of the data each concept is trained, each time from the same start.
     """
 
     base: Path
@@ -55,6 +56,7 @@ class Task:
     keep: tuple[int, ...] = ()
     device: str = "cpu"
     weights: str = "ema"
+    orders: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,26 +102,26 @@ class Adapter:
         load_lora(generator, self.task.layers, start)
         return generator, copy.deepcopy(self.discriminator).to(self.device)
 
-    def stream(self, concept: Concept) -> PairStream:
-        """Return the batches of a concept: in the same order for all of them."""
-        settings = self.task.settings
-        return PairStream(
-            self.pairs, self.rows, (concept.name,), self.texts(concept), settings.batch_size, settings.seed, self.device
-        )
+    def stream(self, concept: Concept, order: int = 0) -> PairStream:
+        """Return the batches of a concept: in the same orders for all of them."""
+        settings, texts = self.task.settings, self.texts(concept)
+        seed = settings.seed + order
+        return PairStream(self.pairs, self.rows, (concept.name,), texts, settings.batch_size, seed, self.device)
 
-    def train(self, concept: Concept, start: Mapping[str, Tensor], place: Place) -> Adapted:
+    def train(self, concept: Concept, start: Mapping[str, Tensor], place: Place, order: int = 0) -> Adapted:
         """Train the adapters of one concept.
 
         Args:
             concept: It has targets in the pairs.
             start: What the adapters hold at the beginning.
             place: Where state and log go, and whether somebody asks to stop.
+            order: Of the data, which one.
 
         Raises:
             ComputationError: a loss is not finite.
             Interrupted: somebody asked to stop; the state is saved.
         """
-        task, stream = self.task, self.stream(concept)
+        task, stream = self.task, self.stream(concept, order)
         generator, discriminator = self.networks(start)
         held = self.pairs.rows("val")
         measure = heldout_l1(self.pairs, held, (concept.name,), stream.texts, self.device)

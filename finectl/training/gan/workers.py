@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from finectl.adapters.weight_dataset import concept_file, write_concept
 from finectl.artifacts.files import remove_tree, write_json
 from finectl.artifacts.job import Execution, Job
-from finectl.artifacts.tensors import load_tensors
+from finectl.artifacts.tensors import load_tensors, read_metadata
 from finectl.console import Console
 from finectl.data.concepts import Concept
 from finectl.errors import ComputationError, FinectlError, Interrupted
-from finectl.training.gan.adapting import Adapter, Task
+from finectl.training.gan.adapting import Adapted, Adapter, Task
 from finectl.training.gan.loop import Place
 
 DIVERGED = "_diverged"  # no concept has an underscore in its name
@@ -81,6 +82,8 @@ class Work:
 def train_concept(work: Work, adapter: Adapter, concept: Concept, interrupted: Callable[[], bool]) -> float | None:
     """Train one concept and write its weights in one atomic file, or a note that it diverged.
 
+    With several orders of the data the weights of each are a file of the state until all are there.
+
     Returns:
         The last L1 on training pairs; None when it diverged.
 
@@ -88,22 +91,41 @@ def train_concept(work: Work, adapter: Adapter, concept: Concept, interrupted: C
         Interrupted: somebody asked to stop; the state is saved.
     """
     folder = work.state / concept.name
-    folder.mkdir(parents=True, exist_ok=True)
-    # The time limit is that of all concepts, and the one who hands them out keeps it.
-    execution = replace(work.execution, max_minutes=0.0)
-    place = Place(folder, folder, Console(quiet=True), execution, interrupted)
+    kept: list[Mapping[str, Tensor]] = []
+    records: list[Any] = []
     try:
-        adapted = adapter.train(concept, load_tensors(work.start), place)
+        for order in range(work.task.orders):
+            done = folder / f"{order}.safetensors"
+            if not done.exists():
+                adapted = _train_order(work, adapter, concept, order, interrupted)
+                write_concept(done, adapted.kept, adapted.record)
+                remove_tree(folder / str(order))
+            stacked = load_tensors(done)
+            kept += [dict(zip(stacked, state, strict=True)) for state in zip(*stacked.values(), strict=True)]
+            records.append(read_metadata(done))
     except ComputationError as error:
         note = work.diverged(concept.name)
         note.parent.mkdir(exist_ok=True)
         write_json(note, {"what": error.what})
         remove_tree(folder)
         return None
-    record = {"role": concept.role, "losses": adapted.record}
-    write_concept(work.directory / concept_file(concept.name), adapted.kept, record)
+    record = {"role": concept.role, "losses": records[0]}
+    if records[1:]:
+        record["further_losses"] = records[1:]
+    write_concept(work.directory / concept_file(concept.name), kept, record)
     remove_tree(folder)
-    return float(adapted.record["l1"][-1][1])
+    return float(records[-1]["l1"][-1][1])
+
+
+def _train_order(
+    work: Work, adapter: Adapter, concept: Concept, order: int, interrupted: Callable[[], bool]
+) -> Adapted:
+    folder = work.state / concept.name / str(order)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The time limit is that of all concepts, and the one who hands them out keeps it.
+    execution = replace(work.execution, max_minutes=0.0)
+    place = Place(folder, folder, Console(quiet=True), execution, interrupted)
+    return adapter.train(concept, load_tensors(work.start), place, order)
 
 
 def train_all(

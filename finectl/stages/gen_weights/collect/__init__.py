@@ -91,6 +91,7 @@ def task_of(job: Job[Config], layers: tuple[LoraLayer, ...], rows: tuple[int, ..
         settings=settings,
         rows=rows,
         keep=last_checkpoints(settings.steps, job.config.checkpoints),
+        orders=job.config.orders,
         device=job.execution.device,
         weights=job.config.weights,
     )
@@ -107,9 +108,10 @@ def train_missing(job: Job[Config], work: Work, missing: Sequence[Concept], proc
     from finectl.training.gan.workers import train_all
 
     step_s = Adapter(work.task).seconds_a_step(missing[0], load_tensors(work.start))
-    minutes = step_s * work.task.settings.steps * len(missing) / processes / 60
+    updates = work.task.settings.steps * work.task.orders
+    minutes = step_s * updates * len(missing) / processes / 60
     job.console.note(
-        f"{len(missing)} concepts x {work.task.settings.steps} updates of {1000 * step_s:.0f} ms, "
+        f"{len(missing)} concepts x {updates} updates of {1000 * step_s:.0f} ms, "
         f"{processes} at a time: about {minutes:.1f} minutes"
     )
     train_all(job, work, missing, processes, start_s, "l1")
@@ -140,7 +142,7 @@ def gather(job: Job[Config], work: Work, concepts: Sequence[Concept], layers: tu
         "weights": config.weights,
         "ranks": config.ranks,
         "layers": [layer.to_dict() for layer in layers],
-        "kept": list(work.task.keep),
+        "kept": list(work.task.keep) * config.orders,
         "rows": list(work.task.rows),
         "steps": config.steps,
     }
@@ -156,7 +158,7 @@ def gather(job: Job[Config], work: Work, concepts: Sequence[Concept], layers: tu
         "checkpoints": config.checkpoints,
         **_means(records),
     }
-    updates = len(there) * (config.steps or 0)
+    updates = len(there) * config.orders * (config.steps or 0)
     return Outcome(metrics=metrics, cost={"steps": updates, "samples": updates * (config.batch_size or 0)})
 
 
@@ -178,4 +180,5 @@ STAGE = Stage(
     plan=plan,
     run=run,
     locations=("pairs", "subset_clip"),
+    unchanged_at={"orders": 1},
 )

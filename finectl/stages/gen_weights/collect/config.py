@@ -37,6 +37,7 @@ class Config(GanFields):
     ranks: str | None
     lora_seed: int
     checkpoints: int
+    orders: int
     subset: int
     subset_clip: str | None
     roles: str
@@ -73,7 +74,8 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     settings = gan_settings(resolved)
     last_checkpoints(settings.steps, config.checkpoints)
     part = f"-{config.only}" if config.only else f"-{config.shard}".replace("/", "of") if config.shard else ""
-    weights = count_lora(layers)
+    weights, updates = count_lora(layers), len(concepts) * config.orders * settings.steps
+    orders = f", {config.orders} orders of the data" if config.orders > 1 else ""
     return Plan(
         resolved,
         slug=f"{base.name.rsplit('-', 1)[0]}-{len(concepts)}{part}",
@@ -82,13 +84,13 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         summary={
             "concepts": len(concepts),
             "training_pairs": count,
-            "updates": len(concepts) * settings.steps,
+            "updates": updates,
             "weights": weights,
-            "disk_bytes": BYTES * weights * (1 + config.checkpoints * len(concepts)),
+            "disk_bytes": BYTES * weights * (1 + config.checkpoints * config.orders * len(concepts)),
         },
         notes=(
-            f"{len(concepts)} concepts of {weights:,} weights, {count} pairs each: {describe_gan(settings)}; "
-            f"{len(concepts) * settings.steps:,} updates in all",
+            f"{len(concepts)} concepts of {weights:,} weights, {count} pairs each: {describe_gan(settings)}{orders}; "
+            f"{updates:,} updates in all",
         ),
     )
 

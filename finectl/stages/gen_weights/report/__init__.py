@@ -176,7 +176,7 @@ def make_oracles(job: Job[Config], sources: Sources, work: Comparison, start_s: 
 
     wanted = missing_oracles(job.config, sources)
     settings = oracle_settings(job.config, sources)
-    keep = last_checkpoints(settings.steps, min(len(sources.dataset.kept), max(1, settings.steps // 5)))
+    keep = last_checkpoints(settings.steps, min(len({*sources.dataset.kept}), max(1, settings.steps // 5)))
     rows = tuple(int(row) for row in sources.dataset.config["rows"])
     task = replace(work.task, settings=settings, keep=keep, rows=rows)
     oracles = Work(task, work.start, job.state, job.state / "oracles", job.execution)

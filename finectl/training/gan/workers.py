@@ -30,7 +30,7 @@ from finectl.errors import ComputationError, FinectlError, Interrupted
 from finectl.training.gan.adapting import Adapted, Adapter, Task
 from finectl.training.gan.loop import Place
 
-DIVERGED = "_diverged"  # no concept has an underscore in its name
+DIVERGED = "_diverged"  # no piece has an underscore in its name
 POLL_S = 0.2
 
 
@@ -44,31 +44,47 @@ class Workload(Protocol):
         """Do one piece, and return its last loss; None when it diverged."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a process needs; it can be sent to another.
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """Where the pieces of a collection go, each a file or a note that it diverged.
 
     Args:
-        task: What all concepts have in common.
-        start: File of the adapters' start.
         directory: Staging directory of the artifact.
-        state: That of the resume state; each concept has a folder in it while it is trained.
+        state: That of the resume state; each piece has a folder in it while it is trained.
         execution: How to run.
     """
 
-    task: Task
-    start: Path
     directory: Path
     state: Path
     execution: Execution
 
     def finished(self, name: str) -> bool:
-        """Tell whether a concept needs no more work: its weights are there, or it diverged."""
+        """Tell whether a piece needs no more work: its values are there, or it diverged."""
         return (self.directory / concept_file(name)).exists() or self.diverged(name).exists()
 
     def diverged(self, name: str) -> Path:
-        """Return the note that says that a concept diverged, and how."""
+        """Return the note that says that a piece diverged, and how."""
         return self.state / DIVERGED / f"{name}.json"
+
+    def leave_out(self, name: str, error: ComputationError) -> None:
+        """Write that note, and remove the state of the piece."""
+        note = self.diverged(name)
+        note.parent.mkdir(exist_ok=True)
+        write_json(note, {"what": error.what})
+        remove_tree(self.state / name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Pieces):
+    """What a process needs; it can be sent to another.
+
+    Args:
+        task: What all concepts have in common.
+        start: File of the adapters' start.
+    """
+
+    task: Task
+    start: Path
 
     def opened(self) -> Any:
         """Return what a process opens once, for all that it does."""
@@ -104,10 +120,7 @@ def train_concept(work: Work, adapter: Adapter, concept: Concept, interrupted: C
             kept += [dict(zip(stacked, state, strict=True)) for state in zip(*stacked.values(), strict=True)]
             records.append(read_metadata(done))
     except ComputationError as error:
-        note = work.diverged(concept.name)
-        note.parent.mkdir(exist_ok=True)
-        write_json(note, {"what": error.what})
-        remove_tree(folder)
+        work.leave_out(concept.name, error)
         return None
     record = {"role": concept.role, "losses": records[0]}
     if records[1:]:

@@ -61,7 +61,7 @@ def prepare(job: Job[Config], layers: tuple[LoraLayer, ...]) -> Work:
     start = job.state / START
     save_tensors(start, initial_lora(load_generator_state(base, config.weights), layers, config.lora_seed))
     task = task_of(job, layers, chosen_rows(job))
-    return Work(task, start, job.directory, job.state, job.execution)
+    return Work(task=task, start=start, directory=job.directory, state=job.state, execution=job.execution)
 
 
 def chosen_rows(job: Job[Config]) -> tuple[int, ...]:

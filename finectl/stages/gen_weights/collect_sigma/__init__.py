@@ -84,7 +84,14 @@ def work_of(job: Job[Config]) -> SigmaWork:
         seed=config.seed,
     )
     keep = last_checkpoints(tuning.tune_steps, config.checkpoints)
-    return SigmaWork(job.parents[0].path.absolute(), tuning, keep, job.directory, job.state, job.execution)
+    return SigmaWork(
+        learngene=job.parents[0].path.absolute(),
+        tuning=tuning,
+        keep=keep,
+        directory=job.directory,
+        state=job.state,
+        execution=job.execution,
+    )
 
 
 def gather(job: Job[Config], work: SigmaWork, every: Sequence[Concept], items: Sequence[Item]) -> Outcome:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from finectl.adapters.sigma_dataset import task_name
 from finectl.adapters.weight_dataset import concept_file, write_concept
-from finectl.artifacts.files import remove_tree, write_json
-from finectl.artifacts.job import Execution, Job
+from finectl.artifacts.files import remove_tree
+from finectl.artifacts.job import Job
 from finectl.artifacts.store import Workspace, open_artifact
 from finectl.artifacts.tensors import load_tensors
 from finectl.console import Console
@@ -37,10 +37,9 @@ from finectl.models.io import checkpoint_file
 from finectl.models.learngene import Learngene, dense_config, load_learngene
 from finectl.models.presets import LAYER_TYPES
 from finectl.training.device import resolve_device
+from finectl.training.gan.workers import Pieces
 from finectl.training.log import read_log
 from finectl.training.settings import DataFields, data_options
-
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -82,33 +81,19 @@ class Asked:
         return self._interrupted()
 
 
-@dataclass(frozen=True)
-class SigmaWork:
+@dataclass(frozen=True, kw_only=True)
+class SigmaWork(Pieces):
     """What a process needs to tune models; it can be sent to another.
 
     Args:
         learngene: Path of the learngene.
         tuning: How.
         keep: Updates whose values are kept.
-        directory: Staging directory of the artifact.
-        state: That of the resume state; each model has a folder in it while it is tuned.
-        execution: How to run.
     """
 
     learngene: Path
     tuning: Tuning
     keep: tuple[int, ...]
-    directory: Path
-    state: Path
-    execution: Execution
-
-    def finished(self, name: str) -> bool:
-        """Tell whether a model needs no more work: its values are there, or it diverged."""
-        return (self.directory / concept_file(name)).exists() or self.diverged(name).exists()
-
-    def diverged(self, name: str) -> Path:
-        """Return the note that says that a model diverged, and how."""
-        return self.state / DIVERGED / f"{name}.json"
 
     def opened(self) -> Learngene:
         """Return what a process opens once, for all that it does."""
@@ -128,10 +113,7 @@ class SigmaWork:
         try:
             kept, record = self._tuned(opened, item, folder, interrupted)
         except ComputationError as error:
-            note = self.diverged(item.name)
-            note.parent.mkdir(exist_ok=True)
-            write_json(note, {"what": error.what})
-            remove_tree(folder)
+            self.leave_out(item.name, error)
             return None
         write_concept(self.directory / concept_file(item.name), kept, record)
         remove_tree(folder)

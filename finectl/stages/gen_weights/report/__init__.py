@@ -179,7 +179,13 @@ def make_oracles(job: Job[Config], sources: Sources, work: Comparison, start_s: 
     keep = last_checkpoints(settings.steps, min(len({*sources.dataset.kept}), max(1, settings.steps // 5)))
     rows = tuple(int(row) for row in sources.dataset.config["rows"])
     task = replace(work.task, settings=settings, keep=keep, rows=rows)
-    oracles = Work(task, work.start, job.state, job.state / "oracles", job.execution)
+    oracles = Work(
+        task=task,
+        start=work.start,
+        directory=job.state,
+        state=job.state / "oracles",
+        execution=job.execution,
+    )
     missing = [concept for concept in wanted if not oracles.finished(concept.name)]
     oracles.state.mkdir(exist_ok=True)
     share(job, oracles, missing, start_s, "training the concepts' own weights", "concept")

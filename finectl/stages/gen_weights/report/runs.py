@@ -47,7 +47,7 @@ from finectl.training.weights.generate import load_generator
 from finectl.training.weights.starts import StartMaker
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison(Work):
     """What a process needs for any run; see `finectl.training.gan.workers.Work`.
 

@@ -82,51 +82,6 @@ retention() { # the released weight, that of images alone (12 to 52), the best o
     row full full
     for weight in 0.1 0.23 0.5 1; do row "retention weight $weight" chain --retention-weight "$weight"; done
 }
-bank() { # SAMPLES STEPS
-    finectl bank "$theta" --samples "$1" --sampling-steps "$2" --seed "$seed" --quiet
-}
-measure() { # on the target, with the same noise for all, and on the source; then the distance of the weights
-    local told=(--metrics loss,frechet,accuracy --samples "${SAMPLES:-2000}" --sampling-steps "${SAMPLING:-20}" --seed 1000 --quiet)
-    local on_target on_source on_the_way=- kept=() moved=()
-    on_target=$(finectl evaluate "${rows[@]}" --data "$target" "${told[@]}")
-    on_source=$(finectl evaluate "${rows[@]}" --data "$source" --metrics loss --quiet)
-    for path in "${rows[@]}"; do
-        if [ -d "$path/checkpoints" ]; then kept+=("$path"); fi
-    done
-    if [ "${#kept[@]}" != 0 ]; then
-        on_the_way=$(finectl evaluate "${kept[@]}" --data "$target" "${told[@]}" --steps-every 1)
-    fi
-    for path in "${rows[@]}"; do
-        moved+=("$(finectl analyse forgetting "$path" --pretrained "$theta" --source-data "$source" --only ewc --quiet)")
-    done
-    python "$here/diff_tuning_report.py" keep "$results/$part-$seed.json" "$on_target" "$on_source" "$on_the_way" "${moved[@]}" -- "${names[@]}"
-}
-
-main() {
-    row full full --keep-at "$keep"
-    row "Diff-Tuning" chain --keep-at "$keep"
-    row "Diff-Tuning, retention 0.5" chain --retention-weight 0.5 --keep-at "$keep"
-    row "Diff-Tuning, loss weights" chain --coefficients weights
-    row "Diff-Tuning, teacher" teacher
-    row "Diff-Tuning, teacher, retention 0.5" teacher --retention-weight 0.5
-    row "Diff-Tuning, teacher, loss weights" teacher --coefficients weights
-}
-peft() { # a rate of its own for each method is its default scale of --lr's
-    for method in lora difffit bitfit adaptformer vpt; do
-        row "$method" full --peft "$method" "${few[@]}"
-        row "$method, Diff-Tuning" chain --peft "$method" --retention-weight 0.5 "${few[@]}"
-    done
-}
-ablation() { # with the retention weight at which it does most
-    row "neither" full
-    row "retention alone" chain --power 0 --retention-power 1 --retention-weight 0.5
-    row "retention alone, at all timesteps" chain --power 0 --retention-weight 0.5
-    row "reconsolidation alone" finetune --method diff-tuning --retention none
-    row "both" chain --retention-weight 0.5
-}
-retention() { # the released weight, the one that the timesteps of both make of 1, more, and the paper's
-    for weight in 0.1 0.23 0.5 1; do row "retention weight $weight" chain --retention-weight "$weight"; done
-}
 bank() {
     row full full
     for count in 50 250 1000; do row "$count images" finetune --method diff-tuning --retention-weight 0.5 --bank "$(make_bank "$count" 50)"; done

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from finectl.artifacts.job import Job, Outcome, Plan, Reads, Stage
 from finectl.artifacts.lineage import trace, whole_cost
 from finectl.artifacts.store import Artifact, Workspace
-from finectl.data.captions import ALL, NONE
 from finectl.data.classes import have_same_labels
 from finectl.data.sources import DataInfo
 from finectl.errors import InputError, UsageError
 from finectl.initializers import METHODS, PAPER_TUNE_STEPS, SMALL_TUNE_STEPS, Method
 from finectl.initializers.generated import plan_generated
-from finectl.models.io import read_dit_config, save_model, total_parameters
+from finectl.models.io import read_dit_config, save_model
 from finectl.models.learngene import dense_config, require_condensed_by, sigma_rule
 from finectl.models.presets import DiTConfig, count_parameters, family_name, preset
-from finectl.models.text import describe_text
-from finectl.models.text.clip import MENDING
-from finectl.models.unet_presets import TEXT_PRESETS, is_text_unet, is_unet
-from finectl.registry import nearest
-from finectl.training.process import of_process, unet_for
-from finectl.training.settings import PAPER, SMALL, DataFields, resolve_data
-from finectl.training.text_settings import TextFields, unchanged
+from finectl.models.unet_presets import is_unet
+from finectl.stages.init.config import UNREAD, Config, changed_constants, constants_of, variant_of
+from finectl.stages.init.unet import plan_unet, require_unet_options, run_unet, text_encoder_of
+from finectl.training.process import of_process
+from finectl.training.settings import PAPER, SMALL, resolve_data
+from finectl.training.text_settings import unchanged
 
 FITTED_RULE = "nearest"
 """How sigma is read of models that `condense --from` made, and of no others."""
@@ -35,44 +32,6 @@ PAPER_WHOLE_STEPS = 10_000
 TUNE_PERCENT = 5
 LEAST_TUNE_SAMPLES = 256
 GENERATOR = "weight-generator"
-UNET_METHOD = "he"
-"""The one method that makes a UNet."""
-# Options that only some methods read, and what they are for the others.
-UNREAD: dict[str, Any] = {
-    "sigma": "random",
-    "depth_scale": 0.0,
-    "tune_steps": 0,
-    "tune_samples": None,
-    "tune_lr": 0.0,
-    "tune_biases": False,
-    "width_map": "rows",
-    "flip": False,
-    "batch_size": None,
-}
-
-
-@dataclass(frozen=True)
-class Config(DataFields, TextFields):
-    """The options of `finectl init`; None is a default that depends on the input or the data."""
-
-    method: str
-    variant: str | None
-    set: str | None
-    depth: int | None
-    model: str | None
-    sigma: str | None
-    depth_scale: float
-    tune_steps: int | None
-    tune_samples: int | None
-    tune_lr: float
-    tune_biases: bool
-    width_map: str
-    flip: bool
-    batch_size: int | None
-    seed: int
-    sigma_from: str | None = None
-    prompt: str | None = None
-    process: str | None = None
 
 
 def reads(config: Config) -> Reads | None:
@@ -111,71 +70,6 @@ def reads_generator(config: Config, method: Method) -> Reads:
         )
     generator = Reads("generator", (GENERATOR,), named=(cast(str, config.sigma_from),))
     return Reads("source", method.sources, also=(generator,))
-
-
-def require_unet_options(config: Config) -> None:
-    """Check that nothing is asked of a UNet that only a Diffusion Transformer has.
-
-    Raises:
-        UsageError: the method needs equal layers, or an option goes with such methods.
-    """
-    if config.method != UNET_METHOD:
-        raise UsageError(
-            f"--model {config.model} does not go with --method {config.method}, which works on the equal layers of a "
-            "Diffusion Transformer",
-            expected=f"--method {UNET_METHOD}, diffusers' own random initialisation",
-            fix=f"finectl init --method {UNET_METHOD} --model {config.model}",
-        )
-    for name in ("variant", "depth", "set"):
-        if getattr(config, name) is not None:
-            raise UsageError(f"--{name} does not go with --model {config.model}, a UNet", fix=f"leave --{name} out")
-
-
-def variant_of(config: Config) -> str | None:
-    """Return the variant of the method, the usual one where none is named.
-
-    Raises:
-        UsageError: the method has no such variant.
-    """
-    known = METHODS[config.method].variants
-    if config.variant is None:
-        return known[0] if known else None
-    if config.variant not in known:
-        raise UsageError(
-            f"--method {config.method} has no variant {config.variant!r}{nearest(config.variant, list(known))}",
-            expected=f"one of: {', '.join(known)}" if known else "no --variant",
-        )
-    return config.variant
-
-
-def constants_of(config: Config) -> dict[str, float]:
-    """Return the numbers in the method's definition, with what `--set` changes.
-
-    Raises:
-        UsageError: the method has no such number, or the value is none.
-    """
-    known = METHODS[config.method].constants_of(variant_of(config))
-    given: dict[str, float] = {}
-    for part in filter(None, (config.set or "").split(",")):
-        name, _, value = (word.strip() for word in part.partition("="))
-        if name not in known:
-            raise UsageError(
-                f"--method {config.method} has no number {name!r} to --set{nearest(name, list(known))}",
-                expected=f"one of: {', '.join(known)}" if known else "no --set",
-            )
-        try:
-            given[name] = float(value)
-        except ValueError as error:
-            raise UsageError(f"--set {part}: {value!r} is no number", expected=f"{name}={known[name]:g}") from error
-        if not math.isfinite(given[name]):
-            raise UsageError(f"--set {part}: {value!r} is not finite", expected=f"{name}={known[name]:g}")
-    return {**known, **given}
-
-
-def changed_constants(config: Config) -> str | None:
-    """Return `--set` in its one way of writing: what differs from the usual values, in the order of the table."""
-    usual = METHODS[config.method].constants
-    return ",".join(f"{name}={value:g}" for name, value in constants_of(config).items() if value != usual[name]) or None
 
 
 def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
@@ -232,50 +126,6 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         summary={"parameters": parameters, "disk_bytes": 4 * parameters},
         notes=notes,
     )
-
-
-def plan_unet(config: Config) -> Plan[Config]:
-    """Resolve the options of a UNet against the target data.
-
-    Raises:
-        UsageError: the preset does not fit the data.
-        InputError: the data set is missing or empty.
-    """
-    name = cast(str, config.model).lower()
-    record = text_encoder_of(config)
-    data, fields = resolve_data(config, (), captions=ALL if record else NONE)
-    data = replace(data, text=record)
-    target = unet_for(name, data, config.process)
-    if unet_for(name, data, None) == target:
-        config = replace(config, process=None)
-    parameters = total_parameters(target)
-    if record is not None:
-        fields |= {"text_encoder": record["name"], "text_digest": record["digest"]}
-    return Plan(
-        replace(config, **fields, **{**UNREAD, "sigma": None}, model=name),
-        slug=f"{name}-{config.method}",
-        data=data,
-        summary={"parameters": parameters, "disk_bytes": 4 * parameters},
-    )
-
-
-def text_encoder_of(config: Config) -> dict[str, Any] | None:
-    """Return the text encoder for `--model`, None where that takes no text.
-
-    Raises:
-        UsageError: none is named, or one for a model that takes no text.
-        InputError: it is not there.
-    """
-    if is_text_unet(config.model):
-        if config.text_encoder is None:
-            raise UsageError(f"--model {config.model} is conditioned on text, and no encoder is named", fix=MENDING)
-        return describe_text(config.text_encoder, TEXT_PRESETS[cast(str, config.model).lower()].text_width)
-    if config.text_encoder is not None:
-        raise UsageError(
-            f"--text-encoder {config.text_encoder}: no model of text is made",
-            expected=f"--model {' or '.join(TEXT_PRESETS)}",
-        )
-    return None
 
 
 def widths_of(config: DiTConfig) -> tuple[int, int, int]:
@@ -362,21 +212,6 @@ def run(job: Job[Config]) -> Outcome:
             "parameters_transferred_with_embedders": with_embedders,
         },
         cost=made.cost,
-    )
-
-
-def run_unet(job: Job[Config]) -> Outcome:
-    """Draw the weights of a UNet as diffusers does, and write it."""
-    from finectl.diffusion.random import generator_for
-    from finectl.models.unet import initial_state
-
-    data = cast(DataInfo, job.data)
-    target = unet_for(cast(str, job.config.model), data, job.config.process)
-    if job.world.leads:
-        save_model(job.directory, target, initial_state(target, generator_for("init", job.config.seed)))
-    return Outcome(
-        metrics={"method": job.config.method, "depth": target.depth, "parameters": total_parameters(target)}
-        | dict.fromkeys(("parameters_transferred", "parameters_transferred_with_embedders"), 0)
     )
 
 

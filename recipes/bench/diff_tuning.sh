@@ -12,6 +12,7 @@
 #   SHOTS=2           target images a class
 #   STEPS=2000 LR=1e-3 BATCH=64       fine-tuning, and KEEP=250,500,1000 the updates that are measured on the way
 #   BANK=1000         images of the knowledge bank
+#   METHODS="lora difffit bitfit adaptformer vpt"   of the part peft, FEW_LR=3e-3 their rate
 #   SEEDS="0 1 2"     seeds of everything, the pre-trained model and the choice of the shots included
 #   SAMPLES=2000 SAMPLING=20          images a row, and steps of DDIM
 #   RESULTS=DIR       where tables go, by default beside the models
@@ -66,7 +67,7 @@ main() {
     row "Diff-Tuning, teacher, loss weights" teacher --coefficients weights
 }
 peft() { # a rate of its own for each method is its default scale of --lr's
-    for method in lora difffit bitfit adaptformer vpt; do
+    for method in ${METHODS:-lora difffit bitfit adaptformer vpt}; do
         row "$method" full --peft "$method" "${few[@]}"
         row "$method, Diff-Tuning" chain --peft "$method" --retention-weight 0.5 "${few[@]}"
     done

@@ -13,6 +13,7 @@
 #   STEPS=2000 LR=1e-3 BATCH=64       fine-tuning, and KEEP=250,500,1000 the updates that are measured on the way
 #   BANK=1000         images of the knowledge bank
 #   METHODS="lora difffit bitfit adaptformer vpt"   of the part peft, FEW_LR=3e-3 their rate
+#   COUNTS="5 20 100"  images a class of the part shots
 #   SEEDS="0 1 2"     seeds of everything, the pre-trained model and the choice of the shots included
 #   SAMPLES=2000 SAMPLING=20          images a row, and steps of DDIM
 #   RESULTS=DIR       where tables go, by default beside the models
@@ -93,7 +94,7 @@ power() {
     for exponent in 0 0.3 0.5 1 1.5; do row "exponent $exponent" chain --power "$exponent" --retention-power 1 --retention-weight 0.5; done
 }
 shots() {
-    for count in 5 20 100; do
+    for count in ${COUNTS:-5 20 100}; do
         SHOTS=$count row "$count images a class, full" full
         SHOTS=$count row "$count images a class, Diff-Tuning" chain --retention-weight 0.5
     done

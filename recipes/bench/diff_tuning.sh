@@ -9,6 +9,8 @@
 #   PARTS="main peft ablation retention bank power shots"   what to measure
 #   MODEL=dit-nano DEPTH=2 SOURCE=digits#0,1,2,3,4 TARGET=digits#5,6,7,8,9
 #   PRETRAIN=10000 PRETRAIN_LR=2e-3   updates of the pre-trained model, at a rate that falls to 0 along a cosine
+#                     or SOURCE=photos#astronaut,cat,coffee,galaxies TARGET=photos#motorcycle,retina,rocket,tissue IMAGE_SIZE=16
+#                     METRICS=loss KEEP=: no features that tell photographs apart are bundled
 #   SHOTS=2           target images a class
 #   STEPS=2000 LR=1e-3 BATCH=64       fine-tuning, and KEEP=250,500,1000 the updates that are measured on the way
 #   BANK=1000         images of the knowledge bank
@@ -42,7 +44,7 @@ make_bank() { # SAMPLES STEPS
     finectl bank "$theta" --samples "$1" --sampling-steps "$2" --seed "$seed" --quiet
 }
 measure() { # on the target, with the same noise for all, and on the source; then the distance of the weights
-    local told=(--metrics loss,frechet,accuracy --samples "${SAMPLES:-2000}" --sampling-steps "${SAMPLING:-20}" --seed 1000 --quiet)
+    local told=(--metrics "${METRICS:-loss,frechet,accuracy}" --samples "${SAMPLES:-2000}" --sampling-steps "${SAMPLING:-20}" --seed 1000 --quiet)
     local on_target on_source on_the_way=- kept=() moved=()
     on_target=$(finectl evaluate "${rows[@]}" --data "$target" "${told[@]}")
     on_source=$(finectl evaluate "${rows[@]}" --data "$source" --metrics loss --quiet)
@@ -59,9 +61,10 @@ measure() { # on the target, with the same noise for all, and on the source; the
 }
 
 main() {
-    row full full --keep-at "$keep"
-    row "Diff-Tuning" chain --keep-at "$keep"
-    row "Diff-Tuning, retention 0.5" chain --retention-weight 0.5 --keep-at "$keep"
+    local kept=(${keep:+--keep-at "$keep"})
+    row full full "${kept[@]}"
+    row "Diff-Tuning" chain "${kept[@]}"
+    row "Diff-Tuning, retention 0.5" chain --retention-weight 0.5 "${kept[@]}"
     row "Diff-Tuning, loss weights" chain --coefficients weights
     row "Diff-Tuning, teacher" teacher
     row "Diff-Tuning, teacher, retention 0.5" teacher --retention-weight 0.5
@@ -100,9 +103,10 @@ shots() {
     done
 }
 
-keep=${KEEP:-250,500,1000} few=(--lr "${FEW_LR:-3e-3}")
+size=(${IMAGE_SIZE:+--image-size "$IMAGE_SIZE"})
+keep=${KEEP-250,500,1000} few=(--lr "${FEW_LR:-3e-3}")
 for seed in ${SEEDS:-0 1 2}; do
-    theta=$(finectl init --method he --model "$model" --depth "${DEPTH:-2}" --data "$source" --seed "$seed" --quiet |
+    theta=$(finectl init --method he --model "$model" --depth "${DEPTH:-2}" --data "$source" "${size[@]}" --seed "$seed" --quiet |
         finectl train - --data "$source" --steps "${PRETRAIN:-10000}" --batch-size 64 --lr "${PRETRAIN_LR:-2e-3}" \
             --lr-schedule cosine --seed "$seed" --eval-every 2000 --quiet)
     bank=$(make_bank "${BANK:-1000}" 50)

@@ -22,6 +22,8 @@ PLAIN = "full"
 """The row that others are compared with: the first that is called so, or ends with it, before them."""
 FIRST = {"ablation": "neither"}
 """Parts in which that row has another name."""
+MEASURED = ("frechet", "accuracy", "loss")
+"""On the target; photographs have the loss alone."""
 COLUMNS = (
     ("frechet", "Fréchet distance", 3, 1),
     ("accuracy", "accuracy, %", 1, 100),
@@ -44,8 +46,8 @@ def keep(result: Path, evaluations: Sequence[Path], moved: Sequence[Path], names
         rows.append(
             {
                 "row": name,
-                **{key: target[digest][key]["value"] for key in ("frechet", "accuracy", "loss")},
-                "curve": [row["frechet"]["value"] for row in kept if row["digest"] == digest],
+                **{key: target[digest][key]["value"] for key in MEASURED if key in target[digest]},
+                "curve": [row["frechet"]["value"] for row in kept if row["digest"] == digest and "frechet" in row],
                 "source_loss": source[digest]["loss"]["value"],
                 "ewc": _json(path)["ewc"]["total"],
             }
@@ -76,16 +78,22 @@ def show(results: Path) -> None:
 def table(part: str, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
     """Print the rows of a part: means over the seeds, and Fréchet distances as shares of plain tuning's, by seed."""
     curved = any(len(row["curve"]) > 1 for row in seeds[0])
-    heads = [*(title for _, title, *_ in COLUMNS), "distance, % of plain", *(["distance on the way"] if curved else [])]
+    columns = [column for column in COLUMNS if column[0] in seeds[0][0]]
+    of = "frechet" if "frechet" in seeds[0][0] else "loss"
+    heads = [
+        *(title for _, title, *_ in columns),
+        f"{'distance' if of == 'frechet' else of}, % of plain",
+        *(["distance on the way"] if curved else []),
+    ]
     say(f"| {part} | {' | '.join(heads)} |")
     say("|---|" + "--:|" * len(heads))
     for place, first in enumerate(seeds[0]):
         rows = [seed[place] for seed in seeds]
         if {row["row"] for row in rows} != {first["row"]}:
             raise SystemExit(f"the seeds of {part} have other rows")
-        cells = [mean([row[key] * factor for row in rows], digits) for key, _, digits, factor in COLUMNS]
-        plain = [seed[plain_of(part, seed, place)]["frechet"] for seed in seeds]
-        shares = [100 * row["frechet"] / of for row, of in zip(rows, plain, strict=True)]
+        cells = [mean([row[key] * factor for row in rows], digits) for key, _, digits, factor in columns]
+        plain = [seed[plain_of(part, seed, place)][of] for seed in seeds]
+        shares = [100 * row[of] / one for row, one in zip(rows, plain, strict=True)]
         cells.append(mean(shares, 0))
         if curved:
             way = zip(*(row["curve"][:-1] for row in rows), strict=True)

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from cli.test_bad_input import refused
+from PIL import Image
 from support import run_cli, whole
 
 from finectl.artifacts.manifest import read_manifest
@@ -27,7 +28,7 @@ from finectl.metrics.heldout_loss import heldout_loss
 from finectl.models.io import load_model, load_weights
 from finectl.models.text import describe_text
 from finectl.models.unet import condition
-from finectl.stages.forgetting import chain, ewc
+from finectl.stages.forgetting import chain, ewc, losses
 from finectl.stages.forgetting.config import parse_fractions
 from finectl.training.texts import open_table
 
@@ -355,6 +356,26 @@ def test_models_of_text_are_compared_with_the_captions_of_each_domain(of_text: P
         assert part["models"]["pre-trained"]["value"] == pytest.approx(float(measured.losses.mean()), rel=1e-6)
     assert found["ewc"]["total"] > 0 and found["ewc"]["of"] == "data"
     assert read_manifest(ran.path).config["text_encoder"] == "hash"
+
+
+def test_each_domain_is_seen_with_its_own_captions(
+    of_text: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(10):
+        Image.new("L", (8, 8), 20 * index).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f"a square of grey {index}")
+    read: list[set[str]] = []
+
+    def watch(network: Any, images: Any, **how: Any) -> Any:
+        read.append({network._texts.texts[row] for row in images.labels.tolist()})
+        return heldout_loss(network, images, **how)
+
+    monkeypatch.setattr(losses, "heldout_loss", watch)
+    source = ("--source-data", f"folder:{tmp_path}")
+    ran = of_text.analyse(of_text.tuned, "--pretrained", of_text.base, *source, "--only", "loss", *CHEAP)
+    assert ran.code == 0, ran.err
+    for texts, begin in zip(read, ("a square", "a square", "a photo", "a photo"), strict=True):
+        assert all(text.startswith(begin) for text in texts), texts
 
 
 def test_a_bank_of_a_model_of_text_stands_for_no_caption(of_text: Pair) -> None:

@@ -14,8 +14,6 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from finectl.artifacts.files import read_json_object, write_json
 from finectl.artifacts.store import Artifact
@@ -23,6 +21,7 @@ from finectl.artifacts.tensors import load_tensors, save_tensors
 from finectl.errors import InputError
 from finectl.models.control_config import CLASS, FILES, embedding_widths
 from finectl.models.io import CONFIG, checkpoint_file, misfits
+from finectl.models.operations import Call, count_operations
 from finectl.models.unet import TextUNet
 
 PREFIX = "branch."
@@ -81,15 +80,18 @@ class Controlled(nn.Module):
         self.backbone.unet.enable_gradient_checkpointing()
         self.branch.enable_gradient_checkpointing()
 
-    def forward_operations(self) -> int:
-        """Return the floating-point operations of one image's forward pass, UNet and branch; see `training.flops`."""
+    def update_operations(self) -> int | None:
+        """Return the floating-point operations of an update of the branch on one image; see `training.flops`."""
         device = next(self.parameters()).device
-        x = torch.zeros(1, self.config.channels, self.config.image_size, self.config.image_size, device=device)
-        row = torch.tensor([self.config.num_classes], device=device)
-        # The counter does not know the fused attention of a CPU.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.forward(x, torch.zeros_like(row), row)
-        return int(counter.get_total_flops())
+        row, side = torch.zeros(1, dtype=torch.int64, device=device), self.config.image_size
+        shapes = [self.conditions.texts(row).shape, self.conditions.controls(row).shape]
+
+        def make() -> Call:
+            x = torch.zeros(1, self.config.channels, side, side, device=device)
+            texts, controls = (torch.zeros(shape, device=device) for shape in shapes)
+            return self.predict, (x, torch.zeros_like(row), texts, controls), list(self.parameters())
+
+        return count_operations(make)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict the noise (or another target) in a batch of noisy images.
@@ -102,8 +104,10 @@ class Controlled(nn.Module):
         Returns:
             (B, out_channels, H, W).
         """
-        texts = self.conditions.texts(y).to(x.dtype)
-        controls = self.conditions.controls(y).to(x.dtype)
+        return self.predict(x, t, self.conditions.texts(y).to(x.dtype), self.conditions.controls(y).to(x.dtype))
+
+    def predict(self, x: Tensor, t: Tensor, texts: Tensor, controls: Tensor) -> Tensor:
+        """Do what `forward` does, for texts (B, S, E) and controls (B, 3, H, W)."""
         skips, middle = self.branch(
             x,
             t,

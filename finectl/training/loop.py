@@ -31,7 +31,7 @@ from finectl.training.distributed import (
     total,
     whole,
 )
-from finectl.training.flops import training_flops
+from finectl.training.flops import training_flops, update_operations
 from finectl.training.log import NAME as LOG_NAME
 from finectl.training.log import Log
 from finectl.training.multitask.tasks import Tasks
@@ -130,6 +130,7 @@ def fit(
     if job.execution.sample_every:
         require_previews(data.info)
     with lost_peers_as_errors(job.world):
+        one = update_operations(model) if job.world.leads else None
         run = prepare(
             job,
             model,
@@ -143,7 +144,7 @@ def fit(
             retained=retained,
         )
         # Counted first: what goes wrong here must not cost a finished run.
-        flops = training_flops(model, run.loss, run.batches, settings.steps, tasks) if job.world.leads else None
+        flops = training_flops(model, run.loss, run.batches, settings.steps, tasks, one) if job.world.leads else None
         with run.batches:
             position = _train(job, run, heldout, watch)
         seen = position.step * settings.batch_size

@@ -9,6 +9,8 @@ import pytest
 import torch
 from support import run_cli, whole
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from finectl.errors import UsageError
 from finectl.models.control import Controlled, Uncontrolled, branch_state, new_branch, rename_kept, save_branch
@@ -103,7 +105,17 @@ def test_the_unet_follows_to_a_type_and_the_average_is_the_branchs(base: Path) -
             parameter.add_(1e-3)
         with ema.denoiser(model) as averaged:
             assert torch.equal(averaged(x, t, y), Uncontrolled(model)(x, t, y))
-    assert model.forward_operations() > 10**6
+
+
+def test_an_update_counts_the_branch_behind_and_the_frozen_unet_only_where_gradients_pass(base: Path) -> None:
+    model, _, (x, t, y) = controlled(base)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x[:1], t[:1], y[:1]).square().mean().backward()
+    assert model.update_operations() == counter.get_total_flops() > 10**6
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x[:1], t[:1], y[:1])
+    forward = counter.get_total_flops()
+    assert 1.5 * forward < (model.update_operations() or 0) < 2.5 * forward
 
 
 @pytest.mark.parametrize("scale", [1, 2, 8])

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from finectl.adapters.peft.table import PeftOptions
+from finectl.adapters.peft.tuning import tune
 from finectl.artifacts.manifest import read_manifest
 from finectl.artifacts.store import open_artifact
 from finectl.models.dit import DiT
@@ -24,7 +26,7 @@ from finectl.training import flops
 from finectl.training.batches import Batches
 from finectl.training.distill import Distillation
 from finectl.training.estimate import forward_flops
-from finectl.training.flops import count_forward, part_sizes, training_flops
+from finectl.training.flops import count_forward, part_sizes, training_flops, update_operations
 from finectl.training.loop import plain_loss
 from finectl.world import World
 
@@ -48,12 +50,19 @@ def seen(config: ModelConfig, count: int, trained: Any = None, *, backward: bool
     net = build_model(config).train()
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(trained is None or name in trained)
+    return counted(net, count, backward=backward)
+
+
+def counted(net: Any, count: int, *, backward: bool = False) -> int:
+    """Count what a network does."""
+    config = net.config
     x = torch.randn(count, config.channels, config.image_size, config.image_size)
     zeros = torch.zeros(count, dtype=torch.int64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         output = net(x, zeros, zeros)
         if backward:
             output.square().mean().backward()
+    net.zero_grad(set_to_none=True)
     assert counter.get_total_flops() > 0
     return int(counter.get_total_flops())
 
@@ -85,6 +94,53 @@ def test_a_unet_is_counted_an_image() -> None:
     assert count_forward(UNET, 3) == seen(UNET, 3)
     conditioned = replace(UNET, num_classes=2, sigma_data=0.5, network={**UNET.network, "num_class_embeds": 2})
     assert count_forward(conditioned, 2) == seen(conditioned, 2)
+
+
+@pytest.mark.parametrize("method", ["lora", "difffit", "bitfit", "adaptformer", "vpt"])
+def test_frozen_weights_of_a_transformer_take_no_gradient(method: str) -> None:
+    _check_adapted(DiTConfig(64, 4, 4, 2, 16, 3, 10), method)
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
+@pytest.mark.parametrize("sigma_data", [None, 0.5])
+def test_frozen_weights_of_a_unet_take_no_gradient(sigma_data: float | None, method: str) -> None:
+    _check_adapted(replace(UNET, sigma_data=sigma_data), method)
+
+
+def _check_adapted(config: ModelConfig, method: str) -> None:
+    net = build_model(config)
+    tune(net, PeftOptions(method), seed=0)
+    net.eval()
+    before, state = torch.random.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
+    one = update_operations(net)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert one == counted(net, 1, backward=True) == counted(net, 3, backward=True) // 3
+    assert 1.9 < one / counted(net, 1) < 2.4
+
+
+def test_what_is_not_frozen_at_all_is_counted_by_its_architecture() -> None:
+    assert update_operations(build_model(UNET)) is None
+    assert update_operations(model(CONFIG)) is None
+
+
+def test_tuning_of_sigma_counts_its_own_backward_pass() -> None:
+    config = replace(CONFIG, depth=4, factorized=ALL)
+    net = build_model(config)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.endswith(".sigma"))
+    assert update_operations(net) is None, "its layers take another way with another number of images"
+    batches = Batches(images(), 13, 0, torch.device("cpu"), World(), parts=3)
+    expected = 10 * (counted(net, 5, backward=True) + 2 * counted(net, 4, backward=True))
+    assert training_flops(net, plain_loss, batches, 10) == expected
+
+
+def test_a_run_with_frozen_weights_says_what_it_took(tmp_path: Path) -> None:
+    net = DiT(DENSE)
+    tune(net, PeftOptions("lora"), seed=0)
+    expected = 10 * 8 * counted(net, 1, backward=True)
+    assert run(tmp_path, start=net).cost["flops"] == expected
 
 
 def test_a_backward_pass_takes_about_two_forward_ones() -> None:

@@ -28,14 +28,14 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from finectl.errors import InputError, UsageError
 from finectl.models.extras import BOTTLENECK, PROMPTS, Extras
 from finectl.models.io import ModelConfig, total_parameters
 from finectl.models.presets import LAYER_TYPES, DiTConfig, layer_shapes
 from finectl.models.shapes import Shapes, parameter_shapes
-from finectl.models.unet_config import CLASSES
+from finectl.models.unet_config import CLASSES, UNetConfig
 from finectl.registry import Entry, Registry, nearest
 
 NONE = "none"
@@ -382,6 +382,8 @@ def _shapes(config: ModelConfig) -> Shapes:
 
         from finectl.models.io import build_model
 
+        # Preconditioning has no parameters, and needs values to be built.
+        bare = replace(cast(UNetConfig, config), sigma_data=None)
         with torch.device("meta"):
-            found = {name: tuple(value.shape) for name, value in build_model(config).named_parameters()}
+            found = {name: tuple(value.shape) for name, value in build_model(bare).named_parameters()}
     return found

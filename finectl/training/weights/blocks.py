@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from finectl.data.dataset import ImageSet, MemoryStore
 from finectl.data.sources import DataInfo
 from finectl.diffusion.config import DiffusionConfig
 from finectl.diffusion.losses import Denoiser, Noised
 from finectl.diffusion.schedule import NoiseSchedule
+from finectl.models.operations import Call, count_operations
 from finectl.models.weights.basis import Basis
 from finectl.models.weights.recovery import clean_of
 from finectl.models.weights.unet import WeightUNet
@@ -142,14 +141,15 @@ class LabelledBlocks(nn.Module):
         predicted: Tensor = self.network(x[:, 0], t, y % blocks, self.tokens[rows], self.mask[rows])
         return predicted[:, None]
 
-    def forward_operations(self) -> int:
-        """Return the floating-point operations of one block's forward pass."""
-        x = torch.zeros(1, 1, 1, self.network.config.length, device=self.tokens.device)
-        zero = torch.zeros(1, dtype=torch.int64, device=x.device)
-        # The counter does not know the fused attention of a CPU.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self(x, zero, zero)
-        return int(counter.get_total_flops())
+    def update_operations(self) -> int | None:
+        """Return the floating-point operations of an update on one block; see `training.flops`."""
+
+        def make() -> Call:
+            x = torch.zeros(1, 1, 1, self.network.config.length, device=self.tokens.device)
+            zero = torch.zeros(1, dtype=torch.int64, device=x.device)
+            return self, (x, zero, zero), list(self.parameters())
+
+        return count_operations(make)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from finectl.adapters.lora import LoraLayer
 from finectl.diffusion.config import DiffusionConfig
@@ -59,7 +61,9 @@ def test_labels_name_text_and_block() -> None:
     found = model(x, t, torch.tensor([1 * 3 + 2]))
     row = texts.row(1)
     torch.testing.assert_close(found[:, 0], network(x[:, 0], t, torch.tensor([2]), row.tokens, row.mask))
-    assert model.forward_operations() > 100_000
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x, t, torch.tensor([0])).sum().backward()
+    assert model.update_operations() == counter.get_total_flops() > 100_000
     assert set(model.state_dict()) == {f"network.{name}" for name in network.state_dict()}
 
 

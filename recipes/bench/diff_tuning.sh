@@ -9,7 +9,7 @@
 #   PARTS="main peft ablation retention bank power shots"   what to measure
 #   MODEL=dit-nano DEPTH=2 SOURCE=digits#0,1,2,3,4 TARGET=digits#5,6,7,8,9
 #                     or SOURCE=photos#astronaut,cat,coffee,galaxies TARGET=photos#motorcycle,retina,rocket,tissue IMAGE_SIZE=16
-#                     METRICS=loss KEEP=: no features that tell photographs apart are bundled
+#                     METRICS=loss: no features that tell photographs apart are bundled
 #   PRETRAIN=10000 PRETRAIN_LR=2e-3   updates of the pre-trained model, at a rate that falls to 0 along a cosine
 #   SHOTS=2           target images a class
 #   STEPS=2000 LR=1e-3 BATCH=64       fine-tuning, and KEEP=250,500,1000 the updates that are measured on the way

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ COLUMNS = (
 
 
 def keep(result: Path, evaluations: Sequence[Path], moved: Sequence[Path], names: Sequence[str]) -> None:
-    """Write one row a name: the metrics of the evaluations and the EWC distance; distances on the way as `curve`."""
+    """Write one row a name: metrics, what is compared on the way to them as `curve`, and the EWC distance."""
     on_target, on_source, on_the_way = evaluations
     digests = _models(on_target)
     target, source = ({row["digest"]: row for row in _json(path)} for path in (on_target, on_source))
@@ -47,13 +47,18 @@ def keep(result: Path, evaluations: Sequence[Path], moved: Sequence[Path], names
             {
                 "row": name,
                 **{key: target[digest][key]["value"] for key in MEASURED if key in target[digest]},
-                "curve": [row["frechet"]["value"] for row in kept if row["digest"] == digest and "frechet" in row],
+                "curve": [row[compared(row)]["value"] for row in kept if row["digest"] == digest],
                 "source_loss": source[digest]["loss"]["value"],
                 "ewc": _json(path)["ewc"]["total"],
             }
         )
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def compared(row: Mapping[str, Any]) -> str:
+    """Return the metric in which rows are compared with plain tuning."""
+    return "frechet" if "frechet" in row else "loss"
 
 
 def _models(evaluation: Path) -> list[str]:
@@ -76,14 +81,15 @@ def show(results: Path) -> None:
 
 
 def table(part: str, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Print the rows of a part: means over the seeds, and Fréchet distances as shares of plain tuning's, by seed."""
+    """Print the rows of a part: means over the seeds, and distances or losses as shares of plain tuning's, by seed."""
     curved = any(len(row["curve"]) > 1 for row in seeds[0])
     columns = [column for column in COLUMNS if column[0] in seeds[0][0]]
-    of = "frechet" if "frechet" in seeds[0][0] else "loss"
+    of = compared(seeds[0][0])
+    word, digits_of = ("distance", 3) if of == "frechet" else ("loss", 4)
     heads = [
         *(title for _, title, *_ in columns),
-        f"{'distance' if of == 'frechet' else of}, % of plain",
-        *(["distance on the way"] if curved else []),
+        f"{word}, % of plain",
+        *([f"{word} on the way"] if curved else []),
     ]
     say(f"| {part} | {' | '.join(heads)} |")
     say("|---|" + "--:|" * len(heads))
@@ -97,7 +103,7 @@ def table(part: str, seeds: Sequence[Sequence[dict[str, Any]]]) -> None:
         cells.append(mean(shares, 0))
         if curved:
             way = zip(*(row["curve"][:-1] for row in rows), strict=True)
-            cells.append(", ".join(f"{sum(values) / len(values):.3f}" for values in way))
+            cells.append(", ".join(f"{sum(values) / len(values):.{digits_of}f}" for values in way))
         say(f"| {first['row']} | {' | '.join(cells)} |")
 
 

@@ -14,23 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from deme_report import mean
+from seed_tables import keep_row, read_seeds
 from timing import say
 
 METRICS = (("frechet", "Fréchet distance", 3, 1), ("accuracy", "accuracy, %", 1, 100), ("loss", "held-out loss", 4, 1))
 
 
-def keep(results: Path, seed: str, row: str) -> None:
-    """Write the table in the last of the command's objects under the name of its row."""
-    table = json.loads(sys.stdin.read().splitlines()[-1])["continual"]
-    target = results / f"{seed}.json"
-    rows = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
-    results.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({**rows, row: table}, indent=1) + "\n", encoding="utf-8")
-
-
 def show(results: Path) -> None:
     """Print one table a metric: each set when it was learned, the earlier ones at the end, and means of both."""
-    seeds = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    seeds = read_seeds(results)
     sets = [one["after"] for one in next(iter(seeds[0].values()))]
     say(f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
     for metric, title, digits, factor in METRICS:
@@ -56,6 +48,6 @@ def _values(table: Sequence[dict[str, Any]], metric: str, factor: float) -> list
 if __name__ == "__main__":
     what, results, *rest = sys.argv[1:]
     if what == "keep":
-        keep(Path(results), *rest)
+        keep_row(Path(results), *rest, json.loads(sys.stdin.read().splitlines()[-1])["continual"])
     else:
         show(Path(results))

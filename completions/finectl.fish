@@ -252,6 +252,7 @@ complete -c finectl -n '__fish_seen_subcommand_from finetune' -l retention-weigh
 complete -c finectl -n '__fish_seen_subcommand_from finetune' -l retention-share -x -a '' -d 'Share of a batch that is retained'
 complete -c finectl -n '__fish_seen_subcommand_from finetune' -l bank -x -a '' -d 'Images that INPUT made (finectl bank)'
 complete -c finectl -n '__fish_seen_subcommand_from finetune' -l bank-samples -x -a '' -d 'Images of the bank made without --bank'
+complete -c finectl -n '__fish_seen_subcommand_from finetune' -l bank-labels -x -a 'null own' -d 'Retain the bank\'s images under no class, or under their own, where data adds to the model\'s classes'
 complete -c finectl -n '__fish_seen_subcommand_from finetune' -l label-rows -x -a 'new reuse' -d 'Rows of the classes: drawn anew, or the first ones'
 complete -c finectl -n '__fish_seen_subcommand_from finetune' -l peft -x -a 'none lora difffit bitfit adaptformer vpt' -d 'Train few parameters instead of all (parameter-efficient tuning)'
 complete -c finectl -n '__fish_seen_subcommand_from finetune' -l peft-set -x -a '' -d 'Of --peft: rank, alpha, layers, blocks, dim, scale, tokens or labels; may be repeated'

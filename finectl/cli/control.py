@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from finectl.artifacts.store import Artifact
 
 OF_CONTROL = ("control_model", "control_set", "control_images", "bank_control", "validate_every", "vae")
-NOT_WITH_CONTROL = {"label_rows": None, "peft": "none", "peft_set": None, "shots": None}
+NOT_WITH_CONTROL = {"label_rows": None, "bank_labels": None, "peft": "none", "peft_set": None, "shots": None}
 OF_SAMPLING = {"control_image": None, "from_image": None, "control_scale": 1.0}
 NOT_WITH_CONTROLNET = {"labels": None, "handover": None, "fraction": None, "domain_guidance": None, "ensemble": None}
 

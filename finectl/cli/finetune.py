@@ -38,9 +38,9 @@ def with_method(call: Call) -> Call:
 
     unused: tuple[str, ...] = ()
     if "method" in call.typed and call.values["method"] == FULL:
-        unused = (*OF_THE_CHAIN, "bank_samples")
+        unused = (*OF_THE_CHAIN, "bank_samples", "bank_labels")
     elif "retention" in call.typed and call.values["retention"] == NO_RETENTION:
-        unused = (*OF_RETENTION, "bank_samples")
+        unused = (*OF_RETENTION, "bank_samples", "bank_labels")
     dropped = dict.fromkeys(name for name in unused if name not in call.typed)
     config = {name: None for name in dropped if name in call.config}
     return replace(call, config={**call.config, **config}, values={**call.values, **dropped})
@@ -76,6 +76,7 @@ def finetune(
     retention_share: opt.RetentionShare = None,
     bank: opt.Bank = None,
     bank_samples: opt.BankSamples = None,
+    bank_labels: opt.BankLabels = None,
     label_rows: opt.LabelRows = None,
     peft: opt.Peft = "none",
     peft_set: opt.PeftSet = None,

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One data set after another, on bundled data: a model of the digits 0 to 4 learns 5 and 6, then 7, then 8 and 9, from few
-# images of each, plainly and by Diff-Tuning. The Fréchet distance on each set right after it was learned, and at the end.
+# images of each, plainly and by Diff-Tuning, whose bank is retained under no class, or under its own. The Fréchet distance
+# on each set right after it was learned, and at the end.
 #
 # usage: bash recipes/bench/continual.sh
 # All of these are optional:
@@ -37,5 +38,7 @@ for seed in ${SEEDS:-0 1 2}; do
     row "Diff-Tuning" --method diff-tuning
     row "Diff-Tuning, retention 0.5" --method diff-tuning --retention-weight 0.5
     row "Diff-Tuning, loss weights" --method diff-tuning --coefficients weights
+    row "Diff-Tuning, own classes" --method diff-tuning --bank-labels own
+    row "Diff-Tuning, loss weights, own classes" --method diff-tuning --coefficients weights --bank-labels own
 done
 python "$here/continual_report.py" show "$results"

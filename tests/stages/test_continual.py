@@ -90,6 +90,13 @@ def test_the_bank_of_each_model_is_of_all_that_it_has_seen(model: Path, workspac
     assert drawn == [[0, 1], [0, 1, 3, 4]]
 
 
+def test_what_was_learned_before_may_be_retained_in_its_classes(model: Path, workspace: Path) -> None:
+    options = ("--bank-samples", 6, "--metrics", "loss", "--json")
+    said = then(model, *options, "--bank-labels", "own", method="diff-tuning")
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert [line["metrics"]["bank"]["labels"] for line in lines] == ["own", "own"]
+
+
 def test_a_dry_run_shows_the_steps_and_makes_nothing(model: Path, workspace: Path) -> None:
     there = sorted(workspace.glob("*/*"))
     said = then(model, "--dry-run", "--json", "--then", "digits#3,4", method="diff-tuning")

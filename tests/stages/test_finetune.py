@@ -229,6 +229,52 @@ def test_options_that_contradict_each_other(options: tuple[object, ...], says: s
     assert says in ran.err or (says == "leave --bank out" and "there is no" in ran.err), ran.err
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_the_bank_is_retained_under_no_class_or_under_its_own(
+    own: bool, made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bank = made
+    made_of = load_tensors(bank / "images-00000.safetensors")["labels"].tolist()
+    seen: list[list[int]] = []
+    step_of = training_run.train_step
+
+    def watch(run: Any, step: int) -> Any:
+        (part,) = run.batches.get(step)
+        seen.append(part.labels.tolist())
+        return step_of(run, step)
+
+    monkeypatch.setattr("finectl.training.loop.train_step", watch)
+    command = (model, *OTHERS, "--bank", bank, "--steps", 6, "--batch-size", 10, "--eval-every", 0)
+    ran = finetune(*command, *(("--bank-labels", "own") if own else ()))
+    retained, new = (
+        {label for labels in seen for label in labels[:2]},
+        {label for labels in seen for label in labels[2:]},
+    )
+    assert new <= {5, 6, 7, 8, 9}
+    assert retained <= {0, 1, 2, 3, 4, 5} and retained & set(made_of) if own else retained == {10}
+    assert ("in their classes" in ran.err) is own
+    manifest = whole(ran.path).manifest
+    assert manifest.metrics["bank"]["labels"] == manifest.config["bank_labels"] == ("own" if own else None)
+    if own:
+        assert finetune("--recipe", ran.path).path.resolve() == ran.path.resolve()
+    else:
+        again = finetune(*command, "--bank-labels", "null")
+        assert again.path == ran.path and "already there" in again.err
+
+
+def test_classes_of_a_bank_that_are_not_those_that_are_learned(made: tuple[Path, Path], tmp_path: Path) -> None:
+    model, bank = made
+    own = ("--bank-labels", "own", *ONE)
+    data = ("--data", f"folder:{images_of(tmp_path / 'three', 3)}")
+    for options, says in (
+        ((*data, "--bank", bank), "others than those"),
+        ((*OTHERS, "--bank", bank, "--label-rows", "new"), "others than those"),
+        ((*OTHERS, "--retention", "kd"), "no bank is retained"),
+        ((*OTHERS, "--method", "full"), "no bank is retained"),
+    ):
+        assert says in finetune(model, *options, *own, code=EXIT_USAGE).err, options
+
+
 @pytest.mark.parametrize("way", ["bank", "kd"])
 def test_killed_and_resumed_it_is_the_same(way: str, made: tuple[Path, Path], tmp_path: Path, monkeypatch: Any) -> None:
     model, bank = made

@@ -60,6 +60,14 @@ BankSamples = Annotated[
         "--bank-samples", min=1, help="Images of the bank made without --bank. [default: 500 bundled data, else 2,000]"
     ),
 ]
+BankLabels = Annotated[
+    Literal["null", "own"] | None,
+    typer.Option(
+        "--bank-labels",
+        help="Retain the bank's images under no class, or under their own, where data adds to the model's classes. "
+        "[default: null]",
+    ),
+]
 LabelRows = Annotated[
     Literal["new", "reuse"] | None,
     typer.Option(

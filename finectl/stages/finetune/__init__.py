@@ -1,8 +1,9 @@
 """Finetune: a model on other data, in its own classes, without forgetting what it knows.
 
-Diff-Tuning mixes two sets in every batch: images of the pre-trained model itself (`finectl bank`), under no class,
-which are learned again mostly at low noise, and those of the target, mostly at high noise. Plain fine-tuning sees the
-target alone, at all timesteps alike. Either may train all parameters or few of them (`--peft`).
+Diff-Tuning mixes two sets in every batch: images of the pre-trained model itself (`finectl bank`), under no class
+(`--bank-labels own`: under theirs, which is ours), which are learned again mostly at low noise, and those of the
+target, mostly at high noise. Plain fine-tuning sees the target alone, at all timesteps alike. Either may train all
+parameters or few of them (`--peft`).
 
 `config.py` holds the options, `plan.py` what they come to, this file the run.
 
@@ -20,7 +21,7 @@ from finectl.data.bank import open_bank
 from finectl.errors import InputError
 from finectl.models.io import ModelConfig, build_model, load_weights, read_config, save_model
 from finectl.models.label_rows import relabelled
-from finectl.stages.finetune.config import LOCATIONS, Config, peft_of
+from finectl.stages.finetune.config import LOCATIONS, OWN, UNCHANGED, Config, peft_of
 from finectl.stages.finetune.plan import description, measure, plan, student_config
 from finectl.training.chain_settings import KD, chain_of
 from finectl.training.settings import data_options, settings_of
@@ -100,7 +101,7 @@ def _networks(job: Job[Config], target: ModelConfig) -> tuple[Any, Any | None]:
 
 
 def _retained(job: Job[Config], chain: Chain | None, train: ImageSet, null_label: int) -> Retained | None:
-    """Return the images that a batch retains: the bank's, or without one those of the target, under no class.
+    """Return the images that a batch retains: the bank's, or without one those of the target, which have no class then.
 
     Raises:
         InputError: there is no bank.
@@ -112,7 +113,8 @@ def _retained(job: Job[Config], chain: Chain | None, train: ImageSet, null_label
     if chain is None or not chain.retained:
         return None
     if len(job.parents) > 1:
-        return Retained(open_bank(job.parents[1], null_label), chain.retained)
+        own = job.config.bank_labels == OWN
+        return Retained(open_bank(job.parents[1], None if own else null_label), chain.retained)
     if job.config.retention != KD:
         raise InputError(
             f"--retention bank of {job.parents[0].path} needs its bank",
@@ -139,5 +141,6 @@ STAGE = Stage(
     run=run,
     locations=LOCATIONS,
     shares_work=True,
+    unchanged_at=UNCHANGED,
     measure=measure,
 )

@@ -13,6 +13,10 @@ from finectl.training.text_settings import CaptionFields
 SMALL = {"steps": 600, "batch_size": 64, "lr": 5e-4, "warmup_steps": 0}
 PAPER = {"steps": 24_000, "batch_size": 32, "lr": 1e-4}
 LOCATIONS = ("data", "text_encoder", "bank")
+OWN = "own"
+"""The bank's images under the classes of which they were made; otherwise under none."""
+UNCHANGED = {"bank_labels": None}
+"""`Stage.unchanged_at`."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Config(DataFields, TrainFields, OptimiserFields, CaptionFields, ChainField
     weights: str
     shots: int | None = None
     label_rows: str | None = None
+    bank_labels: str | None = None
     peft: str = NONE
     peft_set: Sequence[str] | None = None
 

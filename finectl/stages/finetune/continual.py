@@ -20,7 +20,7 @@ from finectl.console import format_table
 from finectl.errors import InputError
 from finectl.metrics import METRICS
 from finectl.metrics.units import MISSING, interval_of, measured_texts
-from finectl.stages.finetune.config import LOCATIONS
+from finectl.stages.finetune.config import LOCATIONS, UNCHANGED
 from finectl.stages.finetune.config import Config as FinetuneConfig
 
 FILE, TABLE, PLOTS = "metrics.json", "table.md", "plots"
@@ -75,6 +75,7 @@ def collecting(models: Sequence[Path], sets: Sequence[str], cells: Sequence[Cell
         plan=_planning(len(models), cells),
         run=_running(sets, cells),
         locations=LOCATIONS,
+        unchanged_at=UNCHANGED,
     )
 
 

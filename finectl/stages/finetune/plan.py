@@ -15,8 +15,8 @@ from finectl.data.sources import DataInfo
 from finectl.errors import UsageError
 from finectl.models.io import ModelConfig, read_config, total_parameters
 from finectl.models.label_rows import NEW, REUSE, has_label_table, require_rows, with_classes
-from finectl.stages.finetune.config import PAPER, SMALL, Config, canonical, peft_of
-from finectl.training.chain_settings import BANK, FULL, KD, NO_RETENTION, chain_of, resolve_chain
+from finectl.stages.finetune.config import OWN, PAPER, SMALL, Config, canonical, peft_of
+from finectl.training.chain_settings import BANK, DIFF_TUNING, FULL, KD, NO_RETENTION, chain_of, resolve_chain
 from finectl.training.estimate import measure_training, training_estimate
 from finectl.training.settings import (
     describe_settings,
@@ -51,6 +51,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         betas=settled_betas(config.betas),
         bank=str(parents[1].path.absolute()) if len(parents) > 1 else None,
         label_rows=_label_rows(config, base, model, data),
+        bank_labels=_bank_labels(config, base, model, data),
         peft_set=canonical(peft),
     )
     settings, student = settings_of(resolved), student_config(resolved, model, data.num_classes)
@@ -62,12 +63,13 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         trained=described["trainable_parameters"],
     )
     tuned = f"-{peft.method}" if peft else ""
+    notes = _notes(described, data, own=resolved.bank_labels == OWN)
     return Plan(
         resolved,
         slug=f"{base.name.rsplit('-', 1)[0]}-{config.method}{tuned}-t{settings.steps}",
         data=data,
         summary={**described, **estimate},
-        notes=(f"fine-tuning on {data.name}: {describe_settings(settings)}", *_notes(described, data)),
+        notes=(f"fine-tuning on {data.name}: {describe_settings(settings)}", *notes),
     )
 
 
@@ -123,7 +125,7 @@ def description(config: Config, parents: Sequence[Artifact], student: ModelConfi
         "retention": config.retention,
     }
     if len(parents) > 1:
-        found["bank"] = _banked(parents[1])
+        found["bank"] = {**_banked(parents[1]), "labels": config.bank_labels}
     return found
 
 
@@ -154,6 +156,34 @@ def _label_rows(config: Config, base: Artifact, model: ModelConfig, data: DataIn
     return rows
 
 
+def _bank_labels(config: Config, base: Artifact, model: ModelConfig, data: DataInfo) -> str | None:
+    """Return `own` if the bank's images keep their classes; None if they are retained under no class.
+
+    Raises:
+        UsageError: there is no bank, or its classes are others than those that are learned.
+    """
+    if config.bank_labels is None:
+        return None
+    told = f"--bank-labels {config.bank_labels}"
+    if config.method == FULL or config.retention != BANK:
+        raise UsageError(
+            f"{told}: no bank is retained",
+            expected=f"--method {DIFF_TUNING} --retention {BANK}",
+            fix="leave --bank-labels out",
+        )
+    if config.bank_labels != OWN:
+        return None
+    if not has_label_table(model):
+        raise UsageError(f"{told}: {base.path} has no label table", fix="leave --bank-labels out")
+    if config.label_rows == NEW or not have_same_labels(base.manifest.data, data):
+        raise UsageError(
+            f"{told}: the classes of {data.name} are others than those of the images that {base.path} makes",
+            expected="more classes of the set that it was trained on (digits#0,1, then digits#2), whose rows stay",
+            fix="leave --bank-labels out: what the model knows is then retained under no class",
+        )
+    return OWN
+
+
 def _require_teacher(config: Config, base: Artifact, model: ModelConfig) -> None:
     """Check that the pre-trained model can predict without a class, which a teacher is asked for.
 
@@ -169,7 +199,7 @@ def _require_teacher(config: Config, base: Artifact, model: ModelConfig) -> None
         )
 
 
-def _notes(described: dict[str, Any], data: DataInfo) -> list[str]:
+def _notes(described: dict[str, Any], data: DataInfo, *, own: bool) -> list[str]:
     """Return what was decided, one line each."""
     rows, batch, trained = described["label_rows"], described["batch"], described["trainable_parameters"]
     notes = ["the model has no label table: labels are not read"]
@@ -179,7 +209,8 @@ def _notes(described: dict[str, Any], data: DataInfo) -> list[str]:
         notes = [f"label table: rows of the {rows['classes']} classes of {data.name}: {origin}{null}"]
     if described["method"] != FULL:
         means = {name: f" at mean timestep {mean:.0f}" for name, mean in described["mean_timestep"].items()}
-        kept = f"{batch['retained']} retained images ({described['retention']}){means.get('retained', '')}, "
+        of = f"{described['retention']}, in their classes" if own else described["retention"]
+        kept = f"{batch['retained']} retained images ({of}){means.get('retained', '')}, "
         new = f"{batch['target']} new ones{means['target']}; coefficients as {described['coefficients']}"
         notes.append(f"a batch: {kept if batch['retained'] else ''}{new}")
     if described["shots"]:

@@ -136,6 +136,14 @@ class Sequel:
             labels |= set(drawn_labels(None, self.base.manifest, read_config(self.base).num_classes)[0])
         return ",".join(map(str, sorted(labels)))
 
+    @property
+    def mixes_classes(self) -> bool:
+        """Whether classes that were learned before could be retained as such, and are not."""
+        from finectl.training.chain_settings import BANK
+
+        config = self.plans[-1].config
+        return self.known_before(1) is not None and config.retention == BANK and config.bank_labels is None
+
     def left_out(self, place: int) -> list[str]:
         """Return the earlier sets that cannot be asked of the model after one."""
         there = {info.name for info in self.measured_after(place)}
@@ -180,6 +188,8 @@ def _lead(sequel: Sequel, tune: Tune, part: Callable[[], str]) -> None:
     if call.options.dry_run:
         _print_plans(sequel, tune)
         return
+    if call.values["bank_labels"] is None and sequel.mixes_classes:
+        call.console.note("the classes of earlier data are retained as none; --bank-labels own keeps each of them")
     models: list[Result] = []
     cells: list[Cell] = []
     for place, name in enumerate(sequel.sets):

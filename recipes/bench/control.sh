@@ -32,7 +32,7 @@ row() { # NAME OPTIONS...: one more ControlNet
 for seed in ${SEEDS:-0 1 2}; do
     row "plain" --method full
     row "Diff-Tuning" --method diff-tuning --bank "$bank"
-    row "Diff-Tuning, controls of the bank's images" --method diff-tuning --bank "$bank" --bank-control extracted
+    row "Diff-Tuning, bank without controls" --method diff-tuning --bank "$bank" --bank-control empty
     row "reconsolidation alone" --method diff-tuning --retention none
     row "Diff-Tuning, loss weights" --method diff-tuning --bank "$bank" --coefficients weights
 done

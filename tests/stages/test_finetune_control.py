@@ -63,7 +63,7 @@ def test_the_artifact_is_a_controlnet_that_diffusers_loads_and_says_what_was_don
     assert metrics["control"]["settings"] == {"sigma": 1.0, "low": 0.1, "high": 0.2}
     assert metrics["batch"] == {"retained": 1, "target": 7}
     assert metrics["mean_timestep"] == {"target": pytest.approx(666, abs=1), "retained": pytest.approx(333, abs=1)}
-    assert config["control_set"] == "sigma=1,low=0.1,high=0.2" and config["bank_control"] == "empty"
+    assert config["control_set"] == "sigma=1,low=0.1,high=0.2" and config["bank_control"] == "extracted"
     assert config["retention_weight"] == 0.1 and config["caption_dropout"] == 0.1 and tuned.manifest.cost["flops"] > 0
 
 
@@ -80,7 +80,7 @@ def test_validation_measures_the_control_again_and_draws_what_it_made(here: dict
         assert picture.height > 3 * 48
 
 
-@pytest.mark.parametrize("more", [("--method", "full"), ("--retention", "kd"), ("--bank-control", "extracted")])
+@pytest.mark.parametrize("more", [("--method", "full"), ("--retention", "kd"), ("--bank-control", "empty")])
 def test_interrupted_training_goes_on_bit_for_bit(
     here: dict[str, Path], tmp_path: Path, monkeypatch: Any, more: tuple[str, ...]
 ) -> None:
@@ -114,7 +114,7 @@ def test_options_change_what_is_learned(here: dict[str, Path], tmp_path: Path) -
         "none": ("--retention", "none"),
         "kd": ("--retention", "kd"),
         "bank": ("--bank", here["bank"]),
-        "extracted": ("--bank", here["bank"], "--bank-control", "extracted"),
+        "empty controls": ("--bank", here["bank"], "--bank-control", "empty"),
     }.items():
         ran = run_cli("finetune", here["base"], "--control", "edge", "--steps", 3, "--validate-every", 0, *FEW, *more)
         found[name] = weights(ran.path)["raw/diffusion_pytorch_model.safetensors"]
@@ -221,6 +221,10 @@ def test_controls_from_a_folder_train_and_sample_and_wrong_names_are_listed(
     assert run_cli("sample", path, "--samples", 2, "--sampling-steps", 1).code == 0
     ran = run_cli("sample", path, "--from-image", images)
     assert ran.code == EXIT_USAGE and "--control-image" in ran.err
+    retained = run_cli(
+        *command, "--method", "diff-tuning", "--retention-share", 0.5, "--bank", here["bank"], "--dry-run", "--json"
+    )
+    assert json.loads(retained.out)["config"]["bank_control"] == "empty", "the bank's images have no control there"
     (controls / "3.png").rename(controls / "three.png")
     ran = run_cli(*command)
     assert ran.code == EXIT_INPUT and "3.png" in ran.err and "three.png" in ran.err

@@ -154,7 +154,9 @@ ControlImages = Annotated[
 ]
 BankControl = Annotated[
     Literal["empty", "extracted"] | None,
-    typer.Option("--bank-control", help="The control of retained images: none, or their own. [default: empty]"),
+    typer.Option(
+        "--bank-control", help="The control of retained images: none, or their own. [default: extracted; folder: empty]"
+    ),
 ]
 ValidateEvery = Annotated[
     int | None,

@@ -1,8 +1,8 @@
 """Fine-tune a ControlNet: a branch on a frozen UNet of text learns to obey a control, with Diff-Tuning or without.
 
 The branch starts as a copy of the UNet's first half behind convolutions of zeros. With Diff-Tuning it sees new pairs of
-control and image mostly at high noise, and images of the UNet's own, without a control, mostly at low noise: there it
-keeps adding nothing.
+control and image mostly at high noise, and images of the UNet's own mostly at low noise: with the controls that are
+measured on them, or with `--bank-control empty`. The paper does not say which; with theirs it obeys sooner.
 
 Reference: Zhang et al., arXiv 2302.05543; Diff-Tuning, arXiv 2406.00773, section 4.2.
 """

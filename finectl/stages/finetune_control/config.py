@@ -73,6 +73,13 @@ def uses_bank(config: Config) -> bool:
     return config.method == DIFF_TUNING and (config.retention or BANK) == BANK
 
 
+def _bank_control(config: Config) -> str | None:
+    """Return what the bank's images are seen with: their own controls, wherever these can be measured."""
+    if not uses_bank(config):
+        return None
+    return config.bank_control or (EMPTY if config.control == FOLDER else EXTRACTED)
+
+
 def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
     """Resolve the options against the model, the data and the bank.
 
@@ -102,7 +109,7 @@ def plan(config: Config, parents: Sequence[Artifact]) -> Plan[Config]:
         validate_every=_validate_every(config, settings["steps"], data.bundled),
         validation_images=min(config.validation_images, data.heldout_count),
         bank=str(parents[1].path.absolute()) if len(parents) > 1 else None,
-        bank_control=(config.bank_control or EMPTY) if uses_bank(config) else None,
+        bank_control=_bank_control(config),
         vae=vae["name"] if vae else None,
         vae_digest=vae["digest"] if vae else "",
     )

@@ -189,7 +189,7 @@ def _lead(sequel: Sequel, tune: Tune, part: Callable[[], str]) -> None:
         _print_plans(sequel, tune)
         return
     if call.values["bank_labels"] is None and sequel.mixes_classes:
-        call.console.note("the classes of earlier data are retained as none; --bank-labels own keeps each of them")
+        call.console.note("what was learned before is retained under no class; --bank-labels own keeps classes apart")
     models: list[Result] = []
     cells: list[Cell] = []
     for place, name in enumerate(sequel.sets):

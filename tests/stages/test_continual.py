@@ -95,9 +95,9 @@ def test_what_was_learned_before_may_be_retained_in_its_classes(model: Path, wor
     said = then(model, *options, "--bank-labels", "own", method="diff-tuning")
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert [line["metrics"]["bank"]["labels"] for line in lines] == ["own", "own"]
-    assert "--bank-labels own keeps each" not in said.err
-    assert "--bank-labels own keeps each" in then(model, *options, method="diff-tuning").err
-    assert "--bank-labels own keeps each" not in then(model, "--metrics", "loss", method="full").err
+    assert "--bank-labels own keeps classes" not in said.err
+    assert "--bank-labels own keeps classes" in then(model, *options, method="diff-tuning").err
+    assert "--bank-labels own keeps classes" not in then(model, "--metrics", "loss", method="full").err
 
 
 def test_a_dry_run_shows_the_steps_and_makes_nothing(model: Path, workspace: Path) -> None:

@@ -22,6 +22,7 @@ from finectl.models.presets import DiTConfig
 from finectl.models.unet_config import UNetConfig, is_text_model
 from finectl.training.batches import Batches, share_of
 from finectl.training.consistency import Consistency
+from finectl.training.controls import WithoutTexts
 from finectl.training.distill import Distillation
 from finectl.training.estimate import forward_flops
 from finectl.training.multitask.tasks import Tasks
@@ -74,6 +75,8 @@ def training_flops(
     Returns:
         The number, or None for a network whose operations cannot be followed.
     """
+    if isinstance(loss, WithoutTexts):
+        loss = loss.loss
     distilling = min(loss.steps, updates) if isinstance(loss, Distillation) else 0
     operations = 0
     if one is not None:

@@ -106,7 +106,7 @@ def test_interrupted_training_goes_on_bit_for_bit(
 
 
 def test_options_change_what_is_learned(here: dict[str, Path], tmp_path: Path) -> None:
-    found = {}
+    found, flops = {}, {}
     for name, more in {
         "plain": ("--method", "full"),
         "no texts": ("--method", "full", "--caption-dropout", 1),
@@ -118,8 +118,10 @@ def test_options_change_what_is_learned(here: dict[str, Path], tmp_path: Path) -
     }.items():
         ran = run_cli("finetune", here["base"], "--control", "edge", "--steps", 3, "--validate-every", 0, *FEW, *more)
         found[name] = weights(ran.path)["raw/diffusion_pytorch_model.safetensors"]
+        flops[name] = whole(ran.path).manifest.cost["flops"]
         assert "validation" not in {path.name for path in ran.path.iterdir()}
     assert len(set(found.values())) == len(found)
+    assert flops["plain"] == flops["none"] == flops["bank"] < flops["kd"], "the UNet without its branch teaches"
 
 
 def test_a_bank_is_made_where_none_is_named_and_another_models_is_refused(
